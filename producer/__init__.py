@@ -1,0 +1,60 @@
+"""The producer library: what a backend imports to enqueue prompts and read their results by job id."""
+
+from promptq.producer.errors import (
+    ErrorCode,
+    IdConflict,
+    InvalidJob,
+    InvalidPayload,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    PayloadTooLarge,
+    PromptqError,
+    QueueFull,
+    QueueUnavailable,
+    WaitTimeout,
+)
+from promptq.producer.models import (
+    Attempt,
+    JobError,
+    JobResult,
+    JobStatus,
+    LaneStats,
+    Message,
+    PromptJob,
+    QueueStats,
+    ToolCall,
+    Usage,
+)
+from promptq.producer.queue import JobHandle, PromptQueue
+from promptq.producer.settings import ProducerSettings
+
+__all__ = [
+    "Attempt",
+    "ErrorCode",
+    "IdConflict",
+    "InvalidJob",
+    "InvalidPayload",
+    "JobCancelled",
+    "JobError",
+    "JobExpired",
+    "JobFailed",
+    "JobHandle",
+    "JobNotFound",
+    "JobResult",
+    "JobStatus",
+    "LaneStats",
+    "Message",
+    "PayloadTooLarge",
+    "ProducerSettings",
+    "PromptJob",
+    "PromptQueue",
+    "PromptqError",
+    "QueueFull",
+    "QueueStats",
+    "QueueUnavailable",
+    "ToolCall",
+    "Usage",
+    "WaitTimeout",
+]

@@ -1,0 +1,74 @@
+"""JSON in arq's own wire shape: what a plain arq client gives as `job_serializer` and `job_deserializer`.
+
+Redis is a border: bytes that are not JSON, a pickle above all, are refused and never executed.
+"""
+
+import asyncio
+from typing import Any, Final
+
+import pydantic_core
+from pydantic import ValidationError
+
+from promptq.producer.errors import InvalidPayload
+from promptq.producer.models import JobResult, JobStatus
+
+FUNCTION: Final = "sample_prompt"
+"""The one function of the queue, under the name that plain arq clients enqueue."""
+
+_PICKLE = b"\x80"
+
+
+def dumps(value: Any) -> bytes:
+    """JSON as compact UTF-8. Raises InvalidPayload for what JSON cannot hold."""
+    try:
+        return pydantic_core.to_json(value)
+    except (pydantic_core.PydanticSerializationError, ValueError) as error:
+        raise InvalidPayload(f"cannot be written as JSON: {error}") from None
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """One JSON object. Raises InvalidPayload for anything else."""
+    if not data:
+        raise InvalidPayload("is gone: arq let it expire")
+    if data[:1] == _PICKLE:
+        raise InvalidPayload(
+            "is a pickle, which is never loaded; give arq promptq.producer.codec.dumps as its serializer"
+        )
+    try:
+        value = pydantic_core.from_json(data)
+    except ValueError as error:
+        raise InvalidPayload(f"is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidPayload("is not a JSON object")
+    return value
+
+
+def loads(data: bytes) -> dict[str, Any]:
+    """A payload or a result for arq's `Job`: a result's `r` becomes a JobResult, or the exception to raise.
+
+    Raises InvalidPayload.
+    """
+    value = decode(data)
+    if "r" in value and "s" in value:
+        value["r"] = _arq_result(value)
+    return value
+
+
+def _arq_result(record: dict[str, Any]) -> JobResult | BaseException:
+    result = result_of(record)
+    if result.status is JobStatus.SUCCEEDED:
+        return result
+    if result.status is JobStatus.CANCELLED:
+        return asyncio.CancelledError(f"job {result.id} was cancelled")
+    try:
+        return result.raise_for_status()
+    except Exception as error:  # noqa: BLE001 - arq raises the exception that stands in the record
+        return error
+
+
+def result_of(record: dict[str, Any], **known: Any) -> JobResult:
+    """The JobResult inside a result record, completed by what the ledger knows. Raises InvalidPayload."""
+    try:
+        return JobResult.model_validate(record["r"] | {"id": record["id"]} | known)
+    except (ValidationError, KeyError, TypeError) as error:
+        raise InvalidPayload(f"is not a promptq result: {type(error).__name__}") from None

@@ -1,0 +1,132 @@
+"""What all commands share, the worker's too: exit codes, errors in one line, and where text goes.
+
+Answers go to stdout; everything about them (progress, counts, errors) to stderr.
+"""
+
+import sys
+from enum import IntEnum
+from typing import Annotated, Any, Final
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from typer.core import TyperGroup
+
+from promptq.producer.errors import InvalidPayload, JobFailed, JobNotFound, PromptqError, QueueFull, QueueUnavailable, WaitTimeout
+
+
+class ExitCode(IntEnum):
+    """How a command ends."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNAVAILABLE = 3
+    NOT_FOUND = 4
+    TIMEOUT = 5
+    INTERRUPTED = 130
+
+
+EXIT_CODES: Final = (
+    "Exit codes: 0 done, 1 a job failed, 2 wrong usage or bad input, 3 Redis away or full, "
+    "4 no such job, 5 no result in time, 130 interrupted."
+)
+
+RedisUrl = Annotated[
+    str | None,
+    typer.Option("--redis-url", metavar="URL", help="Instead of PROMPTQ_REDIS_URL or REDIS_URL.", show_default=False),
+]
+
+
+class CommandError(Exception):
+    """A command refuses or gives up. The message says in one line what is wrong and what to do."""
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+_CODES: Final[tuple[tuple[type[PromptqError], ExitCode], ...]] = (
+    (JobNotFound, ExitCode.NOT_FOUND),
+    (WaitTimeout, ExitCode.TIMEOUT),
+    (QueueUnavailable, ExitCode.UNAVAILABLE),
+    (QueueFull, ExitCode.UNAVAILABLE),
+    (JobFailed, ExitCode.FAILED),
+    (InvalidPayload, ExitCode.FAILED),
+    (PromptqError, ExitCode.USAGE),
+)
+_NEXT_STEPS: Final[dict[type[PromptqError], str]] = {
+    JobNotFound: "`promptq status` shows what waits and runs",
+    QueueUnavailable: "--redis-url or PROMPTQ_REDIS_URL says where it is",
+}
+
+
+def explain(error: BaseException) -> tuple[ExitCode, str] | None:
+    """The exit code and the line for an error that a user can do something about; None for a bug."""
+    notes = getattr(error, "__notes__", ())
+    match error:
+        case CommandError():
+            return error.code, str(error)
+        case PromptqError():
+            kind, code = next((kind, code) for kind, code in _CODES if isinstance(error, kind))
+            steps = [_NEXT_STEPS[kind]] if kind in _NEXT_STEPS else []
+            return code, "; ".join((str(error), *notes, *steps))
+        case ValidationError():
+            return ExitCode.USAGE, _setting(error)
+        case OSError():
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            return ExitCode.USAGE, "; ".join((what, *notes))
+        case KeyboardInterrupt():
+            return ExitCode.INTERRUPTED, "interrupted"
+    return None
+
+
+def _setting(error: ValidationError) -> str:
+    """The first wrong setting by its variable's name, without its value."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return reason
+    name = str(first["loc"][0]).upper()
+    variable = name if name.startswith(("PROMPTQ_", "XAI_", "REDIS_")) else f"PROMPTQ_{name}"
+    return f"{variable}: {reason}; correct it in the environment"
+
+
+class OneLineErrors(TyperGroup):
+    """A typer app with `cls=OneLineErrors` ends every command's errors as one line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # the reader of a pipe has left: typer ends without a word
+        except (Exception, KeyboardInterrupt) as error:
+            explained = explain(error)
+            if explained is None:
+                raise
+            code, line = explained
+            note(f"promptq: {one_line(line)}", style="red")
+            raise typer.Exit(code) from None
+
+
+def stderr() -> Console:
+    """The console for everything that is not an answer. Nothing in a text counts as markup."""
+    return Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def note(text: str, style: str | None = None) -> None:
+    """One line on stderr."""
+    stderr().print(text, style=style)
+
+
+def say(text: str) -> None:
+    """Text on stdout exactly as it is; on a terminal without what would steer it."""
+    if sys.stdout.isatty():
+        text = "".join(char for char in text if char.isprintable() or char in "\n\t")
+    sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+    sys.stdout.flush()
+
+
+def one_line(text: str) -> str:
+    """A text of others, fit to stand in one line of ours."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))

@@ -1,0 +1,125 @@
+"""From what a caller says to what the enqueue script takes: validate, name, digest, encode. No Redis here."""
+
+import hashlib
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+
+from promptq.producer import codec, keys
+from promptq.producer.errors import InvalidJob, InvalidPayload, PayloadTooLarge
+from promptq.producer.models import PromptJob
+from promptq.producer.scripts import Adoption, Entry
+from promptq.producer.settings import ProducerSettings, milliseconds
+
+Prompt = str | Sequence[Mapping[str, Any]]
+"""A user's prompt, or messages such as `{"role": "user", "content": "Hi"}`."""
+
+
+def job_of(
+    given: "Prompt | Mapping[str, Any] | PromptJob", options: Mapping[str, Any], position: int | None = None
+) -> PromptJob:
+    """A validated job. `options` left None keep the job's own.
+
+    Raises InvalidJob, which names the field and, in a batch, the job's `position`.
+    """
+    said = {name: value for name, value in options.items() if value is not None}
+    if isinstance(given, PromptJob):
+        if not said:
+            return given
+        fields: dict[str, Any] = given.model_dump(exclude_unset=True, exclude_none=True) | said
+    elif isinstance(given, Mapping):
+        fields = {**given, **said}
+    else:
+        fields = {"prompt" if isinstance(given, str) else "messages": given, **said}
+    try:
+        return PromptJob.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error, position, is_prompt="prompt" in fields) from None
+
+
+def _invalid(error: ValidationError, position: int | None, *, is_prompt: bool) -> InvalidJob:
+    """The first complaint, without the value that was given: it may be a prompt or a secret."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    loc = first["loc"]
+    field = "prompt" if is_prompt and loc[:1] == ("messages",) else ".".join(map(str, loc)) or "prompt"
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        reason = "no such option"
+    return InvalidJob(field, reason, position)
+
+
+def entry_of(job: PromptJob, settings: ProducerSettings, position: int | None = None) -> Entry:
+    """The job as the enqueue script takes it, with an id of its own if it has none.
+
+    Raises InvalidJob or PayloadTooLarge.
+    """
+    job = _with_model(job, settings)
+    payload = _encode(
+        {"t": None, "f": codec.FUNCTION, "a": (), "k": job.payload(), "et": round(time.time() * 1000)}, position
+    )
+    if len(payload) > settings.max_payload:
+        raise PayloadTooLarge("prompt", f"{len(payload)} bytes encoded, {settings.max_payload} allowed", position)
+    return _entry(job, job.id or uuid.uuid4().hex, str(job.model), payload, position)
+
+
+def adoption_of(job_id: str, record: Mapping[str, Any], settings: ProducerSettings) -> Adoption:
+    """The ledger for a job that a plain arq client enqueued.
+
+    `record` is its decoded payload: `sample_prompt`, at most one positional argument, keywords as for `enqueue`.
+    Raises InvalidJob.
+    """
+    if record.get("f") != codec.FUNCTION:
+        raise InvalidJob("function", f"{record.get('f')!r} is not {codec.FUNCTION!r}, the only one here")
+    job = job_in(record)
+    if job.id is not None:
+        raise InvalidJob("id", "give arq's _job_id instead")
+    job = _with_model(job, settings)
+    entry = _entry(job, job_id, keys.INTAKE, b"", None)
+    enqueued = record.get("et")
+    return Adoption(entry, str(job.model), enqueued if isinstance(enqueued, int) else round(time.time() * 1000))
+
+
+def job_in(record: Mapping[str, Any]) -> PromptJob:
+    """The job inside a decoded payload, ours or plain arq's. Raises InvalidJob."""
+    args, options = record.get("a") or (), record.get("k") or {}
+    if not isinstance(args, list | tuple) or len(args) > 1 or not isinstance(options, Mapping):
+        raise InvalidJob("prompt", "give one prompt, and everything else by name")
+    return job_of(args[0], options) if args else job_of(dict(options), {})
+
+
+def _entry(job: PromptJob, job_id: str, lane: str, payload: bytes, position: int | None) -> Entry:
+    return Entry(
+        id=job_id,
+        lane=lane,
+        band=int(job.band),
+        tenant=job.tenant,
+        digest=hashlib.blake2b(_encode(job.request(), position), digest_size=16).hexdigest(),
+        delay=milliseconds(job.delay) if job.delay else 0,
+        deadline=_deadline(job.deadline),
+        ttl=None if job.result_ttl is None else milliseconds(job.result_ttl),
+        metadata=_encode(job.metadata, position) if job.metadata else b"",
+        payload=payload,
+    )
+
+
+def _with_model(job: PromptJob, settings: ProducerSettings) -> PromptJob:
+    return job if job.model else job.model_copy(update={"model": settings.default_model})
+
+
+def _deadline(deadline: timedelta | datetime | None) -> str:
+    if deadline is None:
+        return ""
+    if isinstance(deadline, timedelta):
+        return f"+{milliseconds(deadline)}"
+    return str(round(deadline.timestamp() * 1000))
+
+
+def _encode(value: Any, position: int | None) -> bytes:
+    try:
+        return codec.dumps(value)
+    except InvalidPayload as error:
+        raise InvalidJob("prompt", str(error), position) from None

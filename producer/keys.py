@@ -1,0 +1,118 @@
+"""Every Redis key of promptq, one function each: its type, who writes it and how long it lives.
+
+Used by the producer, the worker and (as the table `PREFIXES`) by every Lua script; no key literal stands anywhere else.
+Keys named `arq:*` keep arq's meaning, so that arq's own `Job` class can read them.
+"""
+
+from datetime import date
+from typing import Final
+
+LANES: Final = "promptq:lanes"
+"""ZSET lane -> ms it was last served. Writer: enqueue, adopt, claim. A lane leaves when it is empty."""
+
+DEADLINES: Final = "promptq:deadlines"
+"""ZSET job id -> deadline in ms. Writer: enqueue, adopt. A job leaves when it ends."""
+
+FAILED: Final = "promptq:failed"
+"""ZSET job id -> ms it failed. Writer: whatever ends a job as failed. TTL and trimmed: the failure TTL."""
+
+ABORT: Final = "arq:abort"
+"""ZSET job id -> ms, arq's own list of aborts. Writer: `arq.jobs.Job.abort`. Emptied by claim and renew."""
+
+WAKE: Final = "promptq:wake"
+"""ZSET with one member while a lane is new to the fleet. Writer: enqueue, claim. TTL: a minute."""
+
+INTAKE: Final = "promptq"
+"""The lane into which plain arq clients enqueue (`arq:queue:promptq`)."""
+
+
+def payload(job_id: str) -> str:
+    """STRING, JSON in arq's wire shape. Writer: enqueue. Gone when the job ends; a failed one has its result's TTL."""
+    return f"arq:job:{job_id}"
+
+
+def result(job_id: str) -> str:
+    """STRING, JSON in arq's wire shape. Writer: settle, claim, cancel, adopt. TTL: result or failure TTL."""
+    return f"arq:result:{job_id}"
+
+
+def in_progress(job_id: str) -> str:
+    """STRING, the holder's token. Writer: claim, renew. TTL: the lease."""
+    return f"arq:in-progress:{job_id}"
+
+
+def lane(model: str) -> str:
+    """ZSET job id -> score (see architecture.md, "Scores"). Writer: every script. Gone when empty."""
+    return f"arq:queue:{model}"
+
+
+def ledger(job_id: str) -> str:
+    """HASH, the truth about one job. Writer: every script. Gets the TTL of the result when the job ends."""
+    return f"promptq:job:{job_id}"
+
+
+def running(model: str) -> str:
+    """ZSET job id -> end of its lease in ms; its size is the calls in flight. Writer: claim, renew. Gone when empty."""
+    return f"promptq:running:{model}"
+
+
+def fair(model: str, band: int) -> str:
+    """ZSET tenant -> finish of its last turn, "" -> the band's clock. Writer: enqueue, claim. Goes with the lane."""
+    return f"promptq:fair:{model}:{band}"
+
+
+def meter(model: str) -> str:
+    """HASH, why and until when a model is paused. Writer: settle. TTL: ten minutes after the pause."""
+    return f"promptq:meter:{model}"
+
+
+def wake(name: str) -> str:
+    """ZSET with a member while a lane, or one worker, has something to do. Writer: most scripts. TTL: a minute."""
+    return f"promptq:wake:{name}"
+
+
+def worker(name: str) -> str:
+    """HASH, the last claim of one worker process. Writer: claim. TTL: ten minutes."""
+    return f"promptq:worker:{name}"
+
+
+def usage(day: date) -> str:
+    """HASH "model:counter" -> tokens or ticks used that day (UTC). Writer: settle. TTL: 90 days."""
+    return f"promptq:usage:{day.toordinal() - date(1970, 1, 1).toordinal()}"
+
+
+def done(job_id: str) -> str:
+    """CHANNEL that hears the final status of a job. Writer: whatever ends a job."""
+    return f"promptq:done:{job_id}"
+
+
+PREFIXES: Final = {
+    "lanes": LANES,
+    "deadlines": DEADLINES,
+    "failed": FAILED,
+    "abort": ABORT,
+    "wake_new": WAKE,
+    "intake": INTAKE,
+    "payload": payload(""),
+    "result": result(""),
+    "in_progress": in_progress(""),
+    "lane": lane(""),
+    "ledger": ledger(""),
+    "running": running(""),
+    "fair": "promptq:fair:",
+    "meter": meter(""),
+    "wake": wake(""),
+    "worker": worker(""),
+    "usage": "promptq:usage:",
+    "done": done(""),
+}
+"""What the Lua scripts build their keys from, under the same names."""
+
+
+PERMANENT: Final[frozenset[bytes]] = frozenset()
+"""Keys that may stand without TTL when every job has ended."""
+
+
+def is_permanent(key: bytes) -> bool:
+    """Whether a key outlives the jobs."""
+    return key in PERMANENT

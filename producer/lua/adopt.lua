@@ -1,0 +1,27 @@
+-- Give a ledger to a job that a plain arq client enqueued, or refuse it. A job that has one is left alone.
+--
+-- ARGV  1 now | 2 id | 3 lane it stands in | 4 model | 5 band | 6 tenant | 7 digest | 8 delay ms | 9 deadline as in enqueue | 10 ttl ms or ''
+--       11 metadata or '' | 12 enqueued ms | 13 result of a refusal, or '' | 14 failure TTL ms
+-- reply 'adopted' | 'refused' | 'known'
+
+local now, id, lane, model, band = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local wait, deadline = tonumber(ARGV[8]), deadline_of(now, ARGV[9])
+if redis.call('EXISTS', K.ledger .. id) == 1 then return 'known' end
+
+local ledger = { lane = lane, model = model, band = band, tenant = ARGV[6], enqueued = tonumber(ARGV[12]), ttl = tonumber(ARGV[10]) }
+redis.call('HSET', K.ledger .. id, 'epoch', 1, 'digest', ARGV[7], 'nonce', '', 'lane', lane, 'model', model, 'band', band, 'tenant', ARGV[6],
+  'enqueued', ARGV[12])
+if ARGV[10] ~= '' then redis.call('HSET', K.ledger .. id, 'ttl', ARGV[10]) end
+if ARGV[11] ~= '' then redis.call('HSET', K.ledger .. id, 'metadata', ARGV[11]) end
+if ARGV[13] ~= '' then
+  finish(now, id, ledger, 'failed', ARGV[13], ARGV[14])
+  return 'refused'
+end
+if deadline then
+  redis.call('HSET', K.ledger .. id, 'deadline', exact(deadline))
+  redis.call('ZADD', K.deadlines, exact(deadline), id)
+end
+if wait > 0 then delay(id, ledger, now + wait) else queue(id, ledger) end
+redis.call('ZADD', K.lanes, 'NX', 0, model) -- its leases are looked for under its model
+enter_lane(lane)
+return 'adopted'

@@ -1,0 +1,9 @@
+-- Cancel jobs: queued ones end at once, running ones when their worker hears of it.
+--
+-- ARGV  1 now | 2 TTL ms of the result, then ids
+-- reply per id: unknown | over (it had ended) | cancelled | cancelling
+
+local now, ttl = clock(ARGV[1]), ARGV[2]
+local reply = {}
+for i = 3, #ARGV do reply[#reply + 1] = cancel(now, ARGV[i], ttl) end
+return reply

@@ -1,0 +1,219 @@
+-- Take jobs to run: ends what is over, promotes what has come due, leases by band, lane and turn.
+-- Sent again with the same sequence number it gives the same answer.
+--
+-- ARGV  1 now | 2 worker | 3 sequence number | 4 free slots | 5 lease ms | 6 '1': may take run-out leases
+--       7 '1': may take a job that stalled twice | 8 bytes of payload in one reply | 9 failure TTL ms
+--       10 lanes this worker knows (JSON) | 11... lanes it serves (none: all)
+-- reply {now, '1' if slots or bytes stopped it, ms until something comes due or -1}, {lane, ...},
+--       {{id, epoch, lane, model, spent, deadline or '', enqueued, stalls, timeouts, payload}, ...},
+--       {{id, payload of plain arq or ''}, ...}
+
+local now, worker, seq, slots, length = clock(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local may_take_over, may_take_poison, most_bytes, ttl = ARGV[6] == '1', ARGV[7] == '1', tonumber(ARGV[8]), ARGV[9]
+local token, record = worker .. ':' .. seq, K.worker .. worker
+redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
+
+local jobs, foreign, bytes, stopped, due_in = {}, {}, 0, false, nil
+
+local function come_back(wait)
+  if not due_in or wait < due_in then due_in = wait end
+end
+
+local function hand_over(id, ledger)
+  local payload = redis.call('GET', K.payload .. id) or ''
+  bytes = bytes + #payload
+  jobs[#jobs + 1] = { id, ledger.epoch, ledger.lane, ledger.model, exact(ledger.spent or 0),
+    ledger.deadline and exact(ledger.deadline) or '', exact(ledger.enqueued), exact(ledger.stalls or 0),
+    exact(ledger.timeouts or 0), payload }
+end
+
+local function known_lanes()
+  local served = {}
+  for i = 11, #ARGV do served[ARGV[i]] = true end
+  local lanes = {}
+  for _, lane in ipairs(redis.call('ZRANGE', K.lanes, 0, -1)) do
+    if #ARGV < 11 or served[lane] then lanes[#lanes + 1] = lane end
+  end
+  if #ARGV < 11 and redis.call('ZSCORE', K.lanes, K.intake) == false then lanes[#lanes + 1] = K.intake end
+  return lanes
+end
+local lanes = known_lanes()
+
+local last = redis.call('HMGET', record, 'seq', 'ids')
+if last[1] == seq then
+  for _, id in ipairs(cjson.decode(last[2])) do
+    local ledger = read(id)
+    if ledger and ledger.token == token then hand_over(id, ledger) end
+  end
+  return { { exact(now), '1', -1 }, lanes, jobs, foreign }
+end
+
+-- A bad record must stop nobody: it leaves its lane for the failed ones.
+local function guarded(lane, id, act, ...)
+  local ok, problem = pcall(act, id, ...)
+  if ok then return problem end
+  redis.call('ZREM', K.lane .. lane, id)
+  redis.call('ZREM', K.running .. lane, id)
+  redis.call('ZADD', K.failed, exact(now), id)
+  redis.call('PEXPIRE', K.failed, ttl)
+  return nil
+end
+
+local function hand_over_foreign(id, lane)
+  redis.call('PERSIST', K.payload .. id)
+  redis.call('ZADD', K.lane .. lane, exact(now + length), id) -- for this worker to adopt; then for the next
+  foreign[#foreign + 1] = { id, redis.call('GET', K.payload .. id) or '' }
+end
+
+-- A lease that ran out: the third one ends the job, since it may be what kills its workers.
+local function stall(id, ledger)
+  ledger.stalls = (ledger.stalls or 0) + 1
+  redis.call('HSET', K.ledger .. id, 'stalls', exact(ledger.stalls))
+  unlease(id, ledger)
+  if ledger.cancel then return cancelled(now, id, ledger, ttl) end
+  if ledger.deadline and ledger.deadline <= now then return expired(now, id, ledger, ttl) end
+  if ledger.stalls >= POISON_STALLS then
+    local why = 'the lease ran out ' .. POISON_STALLS .. ' times: its workers died, or could not reach Redis'
+    return finish(now, id, ledger, 'failed', verdict(now, id, ledger, 'failed', 'stalled', why), ttl)
+  end
+  queue(id, ledger)
+end
+
+local function promote(id, lane)
+  local ledger = read(id)
+  if not ledger then return hand_over_foreign(id, lane) end
+  if FINAL[ledger.state] or ledger.lane ~= lane then return redis.call('ZREM', K.lane .. lane, id) end
+  if ledger.state == 'queued' or ledger.due > now then return redis.call('ZADD', K.lane .. lane, score_of(ledger), id) end
+  if ledger.state == 'delayed' then return queue(id, ledger) end
+  if may_take_over then return stall(id, ledger) end
+  redis.call('ZADD', K.lane .. lane, exact(now + 1000), id) -- out of the way; the ledger keeps the end of the lease
+end
+
+local function stall_if_run_out(id, model)
+  local ledger = read(id)
+  if not ledger or ledger.state ~= 'running' then return redis.call('ZREM', K.running .. model, id) end
+  if ledger.due <= now then stall(id, ledger) else redis.call('ZADD', K.running .. model, exact(ledger.due), id) end
+end
+
+local function promote_due()
+  local left = 200
+  for _, lane in ipairs(lanes) do
+    if may_take_over and left > 0 then
+      local over = redis.call('ZRANGEBYSCORE', K.running .. lane, '-inf', exact(now), 'LIMIT', 0, left)
+      left = left - #over
+      for _, id in ipairs(over) do guarded(lane, id, stall_if_run_out, lane) end
+    end
+  end
+  for _, lane in ipairs(lanes) do
+    if left > 0 then
+      local due = redis.call('ZRANGEBYSCORE', K.lane .. lane, exact(HORIZON), exact(now), 'LIMIT', 0, left)
+      left = left - #due
+      for _, id in ipairs(due) do guarded(lane, id, promote, lane) end
+    end
+  end
+end
+
+local taken = {} -- lane:band -> highest turn leased
+
+-- Returns whether the job was leased.
+local function take(id, lane, band)
+  local ledger = read(id)
+  if not ledger then hand_over_foreign(id, lane) return false end
+  if FINAL[ledger.state] or ledger.lane ~= lane then redis.call('ZREM', K.lane .. lane, id) return false end
+  if ledger.state ~= 'queued' then redis.call('ZADD', K.lane .. lane, score_of(ledger), id) return false end
+  if ledger.deadline and ledger.deadline <= now then expired(now, id, ledger, ttl) return false end
+  if ledger.model ~= lane then
+    local room, wait = admits(now, ledger.model)
+    if room == 0 then delay(id, ledger, now + wait) return false end
+    if room == 1 then redis.call('HSET', K.meter .. ledger.model, 'probe', exact(now + 30000)) end
+  end
+  if (ledger.stalls or 0) >= POISON_STALLS - 1 then
+    if not may_take_poison then delay(id, ledger, now + 1000) return false end
+    may_take_poison = false
+  end
+  local size = redis.call('STRLEN', K.payload .. id)
+  if #jobs > 0 and bytes + size > most_bytes then stopped = true return false end
+  lease(id, ledger, token, now + length, length)
+  redis.call('HSET', K.ledger .. id, 'claimed', exact(now))
+  hand_over(id, ledger)
+  local place = lane .. ':' .. band
+  taken[place] = math.max(taken[place] or 0, ledger.turn)
+  return true
+end
+
+-- Lease at most `most` jobs of one band of one lane; returns whether there may be more.
+local function serve(lane, band, most)
+  local room, wait = admits(now, lane)
+  if room == 0 then come_back(wait) return false end
+  if room == 1 then most = 1 end
+  local low, high = band == 0 and '-inf' or exact(band * BAND), '(' .. exact((band + 1) * BAND)
+  local ids = redis.call('ZRANGEBYSCORE', K.lane .. lane, low, high, 'LIMIT', 0, most)
+  for _, id in ipairs(ids) do
+    if stopped then return false end
+    if guarded(lane, id, take, lane, band) then
+      slots = slots - 1
+      if room == 1 then redis.call('HSET', K.meter .. lane, 'probe', exact(now + 30000)) end
+    end
+  end
+  return #ids == most and room ~= 1
+end
+
+-- Lanes take turns inside a band: each gets its share of the slots, what is left goes round again.
+local function serve_band(band)
+  local open = lanes
+  while slots > 0 and #open > 0 and not stopped do
+    local still = {}
+    for i, lane in ipairs(open) do
+      if slots > 0 and not stopped and serve(lane, band, math.ceil(slots / (#open - i + 1))) then still[#still + 1] = lane end
+    end
+    open = still
+  end
+end
+
+local function advance_clocks()
+  for place, turn in pairs(taken) do
+    local fair = K.fair .. place
+    if turn > tonumber(redis.call('ZSCORE', fair, '') or 1) then
+      redis.call('ZADD', fair, exact(turn), '')
+      redis.call('ZREMRANGEBYSCORE', fair, '-inf', '(' .. exact(turn))
+    end
+    if #lanes > 1 then redis.call('ZADD', K.lanes, 'XX', exact(now), (string.gsub(place, ':%d$', ''))) end
+  end
+end
+
+-- Other workers are woken for what these slots could not take, and for lanes that this one did not know.
+local function pass_on()
+  if slots > 0 and not stopped then return end
+  local known = {}
+  for _, lane in ipairs(cjson.decode(ARGV[10])) do known[lane] = true end
+  for _, lane in ipairs(lanes) do
+    if redis.call('ZCOUNT', K.lane .. lane, '-inf', '(' .. exact(HORIZON)) > 0 and admits(now, lane) > 0 then
+      wake(lane)
+      if not known[lane] then wake_new() end
+    end
+  end
+end
+
+local function look_ahead()
+  for _, lane in ipairs(lanes) do
+    local next_due = redis.call('ZRANGEBYSCORE', K.lane .. lane, exact(HORIZON), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    if next_due[2] then come_back(math.max(1, tonumber(next_due[2]) - now)) end
+  end
+  local deadline = redis.call('ZRANGE', K.deadlines, 0, 0, 'WITHSCORES')
+  if deadline[2] then come_back(math.max(1, tonumber(deadline[2]) - now)) end
+end
+
+sweep(now, ttl)
+promote_due()
+for band = 0, 2 do serve_band(band) end
+advance_clocks()
+if slots == 0 then stopped = true end
+pass_on()
+look_ahead()
+if #jobs > 0 then
+  local ids = {}
+  for i, job in ipairs(jobs) do ids[i] = job[1] end
+  redis.call('HSET', record, 'seq', seq, 'ids', cjson.encode(ids))
+  redis.call('PEXPIRE', record, 600000)
+end
+return { { exact(now), stopped and '1' or '0', due_in and exact(due_in) or '-1' }, lanes, jobs, foreign }

@@ -1,0 +1,286 @@
+"""`PromptQueue`: what a backend holds. Enqueue prompts, read their results by id, wait without polling.
+
+Every call talks to Redis for `PROMPTQ_REDIS_TIMEOUT` seconds at most, through an outage too, and may be repeated:
+with the same id nothing runs twice.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from redis.asyncio import Redis
+
+from promptq.producer import keys, reading, scripts
+from promptq.producer.connection import open_redis, public_url, try_until
+from promptq.producer.entries import Prompt, entry_of, job_of
+from promptq.producer.errors import IdConflict, JobNotFound, PromptqError, QueueFull, QueueUnavailable, WaitTimeout
+from promptq.producer.models import JobResult, JobStatus, PromptJob, QueueStats
+from promptq.producer.settings import ProducerSettings
+from promptq.producer.watch import Watcher
+
+T = TypeVar("T")
+
+CHUNK_JOBS = 250
+CHUNK_BYTES = 1024 * 1024
+_READ_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class JobHandle:
+    """An accepted job. `created` False: the same request stood under this id already, in state `status`."""
+
+    id: str
+    created: bool
+    status: JobStatus
+    queue_name: str
+    """The arq queue it stands in, for `arq.jobs.Job`."""
+    _queue: "PromptQueue"
+
+    async def wait(self, timeout: float | None = None) -> JobResult:
+        """As `PromptQueue.wait`."""
+        return await self._queue.wait(self.id, timeout)
+
+    def __repr__(self) -> str:
+        return f"JobHandle({self.id!r}, created={self.created}, status={self.status.value!r})"
+
+
+class _Connecting:
+    """What `connect()` returns: await it, or enter it with `async with`."""
+
+    def __init__(self, open_queue: Callable[[], Awaitable["PromptQueue"]]) -> None:
+        self._open_queue = open_queue
+        self._queue: PromptQueue | None = None
+
+    def __await__(self) -> Generator[Any, None, "PromptQueue"]:
+        return self._open_queue().__await__()
+
+    async def __aenter__(self) -> "PromptQueue":
+        self._queue = await self._open_queue()
+        return self._queue
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._queue is not None:
+            await self._queue.aclose()
+
+
+class PromptQueue:
+    """A connection to the queue. Make one per process and event loop with `connect()`; share it between tasks."""
+
+    def __init__(self, redis: Redis, settings: ProducerSettings | None = None) -> None:
+        self._redis = redis
+        self._settings = settings or ProducerSettings()
+        self._watcher = Watcher(redis)
+        self._where = public_url(self._settings.redis_url.get_secret_value())
+
+    @classmethod
+    def connect(cls, url: str | None = None, *, settings: ProducerSettings | None = None) -> _Connecting:
+        """Connect to `url`, or to PROMPTQ_REDIS_URL, REDIS_URL or redis://localhost:6379.
+
+        `async with PromptQueue.connect() as queue` or `queue = await PromptQueue.connect()` and `queue.aclose()`.
+        Raises QueueUnavailable if no Redis answers.
+        """
+
+        async def open_queue() -> PromptQueue:
+            chosen = settings or ProducerSettings()
+            if url is not None:
+                chosen = chosen.model_copy(update={"redis_url": type(chosen.redis_url)(url)})
+            queue = cls(open_redis(chosen.redis_url.get_secret_value(), timeout=chosen.redis_timeout), chosen)
+            try:
+                await queue._try(queue._redis.ping)
+            except BaseException:
+                await queue.aclose()
+                raise
+            return queue
+
+        return _Connecting(open_queue)
+
+    async def aclose(self) -> None:
+        """Close all connections. Jobs go on."""
+        await self._watcher.aclose()
+        await self._redis.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def enqueue(
+        self,
+        prompt: Prompt | PromptJob,
+        *,
+        id: str | None = None,  # noqa: A002 - the field's own name
+        priority: str | None = None,
+        tenant: str | None = None,
+        delay: float | timedelta | None = None,
+        deadline: float | timedelta | datetime | None = None,
+        result_ttl: float | timedelta | None = None,
+        metadata: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> JobHandle:
+        """Accept one job: a prompt, messages, or a PromptJob. Durations are seconds or timedeltas.
+
+        `params` are the other fields of PromptJob: `model`, `max_tokens`, `temperature`, `timeout`, ...
+        The same id with the same request gives `created=False` and the state that job is in; it never runs twice.
+
+        Raises InvalidJob (PayloadTooLarge), IdConflict, QueueFull, QueueUnavailable; TypeError for a job with params.
+        """
+        if isinstance(prompt, PromptJob) and params:
+            raise TypeError(f"a PromptJob carries its own parameters; leave out {', '.join(params)}")
+        delivery = {
+            "id": id,
+            "priority": priority,
+            "tenant": tenant,
+            "delay": delay,
+            "deadline": deadline,
+            "result_ttl": result_ttl,
+            "metadata": metadata,
+        }
+        entry = entry_of(job_of(prompt, params | delivery), self._settings)
+        [handle] = await self._send([entry])
+        return handle
+
+    async def enqueue_many(
+        self, jobs: Iterable[str | Mapping[str, Any] | PromptJob], **options: Any
+    ) -> list[JobHandle]:
+        """Accept many jobs, in their order; a dict holds the fields of PromptJob. `options` go to all of them.
+
+        A list is validated whole before anything is written; other iterables chunk by chunk (250 jobs or 1 MiB).
+        Raises as `enqueue`; then `error.accepted` has the ids that earlier chunks had written.
+        """
+        handles: list[JobHandle] = []
+        validated: Iterator[PromptJob] = (job_of(job, options, position) for position, job in enumerate(jobs))
+        if isinstance(jobs, Sequence):
+            validated = iter(list(validated))
+        try:
+            for chunk in _chunks(entry_of(job, self._settings, position) for position, job in enumerate(validated)):
+                handles += await self._send(chunk)
+        except PromptqError as error:
+            error.accepted = (*(handle.id for handle in handles), *error.accepted)
+            raise
+        return handles
+
+    async def _send(self, entries: Sequence[scripts.Entry]) -> list[JobHandle]:
+        settings, nonce = self._settings, uuid.uuid4().hex
+        wait = (settings.enqueue_replicas, round(settings.redis_timeout * 500))
+        reply = await self._try(
+            lambda: scripts.enqueue(self._redis, entries, nonce=nonce, max_queued=settings.max_queued, wait=wait)
+        )
+        if isinstance(reply, scripts.LaneFull):
+            raise QueueFull(
+                f"lane {reply.lane!r} holds {reply.queued} of {settings.max_queued} jobs; enqueue when some have run"
+            )
+        handles = [
+            JobHandle(entry.id, said.disposition == "created", said.status, keys.lane(entry.lane), self)
+            for entry, said in zip(entries, reply, strict=True)
+        ]
+        conflicts = [entry.id for entry, said in zip(entries, reply, strict=True) if said.disposition == "conflict"]
+        if conflicts:
+            conflict = IdConflict(conflicts[0])
+            conflict.accepted = tuple(handle.id for handle in handles if handle.id not in set(conflicts))
+            raise conflict
+        return handles
+
+    async def status(self, id: str) -> JobStatus:  # noqa: A002 - as in enqueue
+        """Where the job is. Raises JobNotFound."""
+        return await self._try(lambda: reading.read_status(self._redis, id))
+
+    async def result(self, id: str) -> JobResult | None:  # noqa: A002
+        """The result, or None while the job has not ended. Raises JobNotFound."""
+        found = await self.results([id])
+        if id not in found:
+            raise JobNotFound(id)
+        return found[id]
+
+    async def results(self, ids: Iterable[str]) -> dict[str, JobResult | None]:
+        """Results by id; None for jobs that have not ended; unknown ids are left out."""
+        found: dict[str, JobResult | None] = {}
+        remaining = iter(ids)
+        while some := list(islice(remaining, _READ_AT_ONCE)):
+            found |= await self._try(partial(reading.read_results, self._redis, some))
+        return found
+
+    async def wait(self, id: str, timeout: float | None = None) -> JobResult:  # noqa: A002
+        """The result, as soon as there is one, a failure too. `timeout` in seconds; None: for ever.
+
+        Raises WaitTimeout (the job goes on), JobNotFound, or QueueUnavailable if Redis is away when it begins.
+        """
+        async with aclosing(self.as_completed([id], timeout)) as results:
+            async for result in results:
+                return result
+        raise JobNotFound(id)
+
+    async def as_completed(self, ids: Iterable[str], timeout: float | None = None) -> AsyncGenerator[JobResult, None]:
+        """Results in the order in which jobs end. `timeout` in seconds for all of them.
+
+        A Redis that goes away meanwhile is waited for. Raises as `wait`.
+        """
+        open_ids = set(ids)
+        ends = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        async with self._watcher.watching(open_ids) as signals:
+            has_looked = False
+            while open_ids:
+                try:
+                    async with asyncio.timeout_at(ends):
+                        found = await self._look(await signals.next() & open_ids)
+                except QueueUnavailable:
+                    if not has_looked:
+                        raise
+                    continue
+                except TimeoutError:
+                    raise WaitTimeout(
+                        f"{len(open_ids)} of the jobs have no result after {timeout} s; they go on"
+                    ) from None
+                has_looked = True
+                for result in found:
+                    open_ids.remove(result.id)
+                    yield result
+
+    async def _look(self, ids: Iterable[str]) -> list[JobResult]:
+        """Those that have ended. Raises JobNotFound."""
+        ids = list(ids)
+        found = await self.results(ids)
+        for job_id in ids:
+            if job_id not in found:
+                raise JobNotFound(job_id)
+        return [result for result in found.values() if result is not None]
+
+    async def cancel(self, id: str) -> bool:  # noqa: A002
+        """Cancel a job: queued, it ends at once; running, its call to the provider is cancelled within seconds.
+
+        Returns False if it had already ended. Raises JobNotFound.
+        """
+        ttl = self._settings.result_ttl_ms
+        [said] = await self._try(lambda: scripts.cancel(self._redis, [id], ttl=ttl))
+        if said == "unknown":
+            raise JobNotFound(id)
+        return said != "over"
+
+    async def stats(self) -> QueueStats:
+        """What waits and runs, by lane."""
+        return await self._try(lambda: reading.read_stats(self._redis))
+
+    async def _try(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await try_until(self._settings.redis_timeout, call, self._where)
+
+
+def _chunks(entries: Iterable[scripts.Entry]) -> Iterator[list[scripts.Entry]]:
+    chunk: list[scripts.Entry] = []
+    size = 0
+    for entry in entries:
+        if chunk and (len(chunk) == CHUNK_JOBS or size + len(entry.payload) > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(entry)
+        size += len(entry.payload)
+    if chunk:
+        yield chunk

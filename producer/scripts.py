@@ -1,0 +1,326 @@
+"""Each Lua script as one typed async function of the same verb: positions in ARGV and replies are known here alone.
+
+A script is sent by its hash and loaded when the server does not know it (a restarted or flushed one), in pipelines too.
+Every call may be sent again after a lost reply: the scripts recognise it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final, Literal
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from promptq.producer import codec, keys
+from promptq.producer.models import JobStatus
+
+Arg = str | bytes | int | float
+
+_LUA = files("promptq.producer") / "lua"
+
+
+class Script:
+    """The text of one script, and its SHA-1."""
+
+    def __init__(self, verb: str) -> None:
+        prefixes = ", ".join(f"{name} = '{prefix}'" for name, prefix in keys.PREFIXES.items())
+        parts = (f"local K = {{ {prefixes} }}", (_LUA / "common.lua").read_text(), (_LUA / f"{verb}.lua").read_text())
+        self.text = "\n".join(parts)
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+ENQUEUE: Final = Script("enqueue")
+CLAIM: Final = Script("claim")
+SETTLE: Final = Script("settle")
+RENEW: Final = Script("renew")
+CANCEL: Final = Script("cancel")
+ADOPT: Final = Script("adopt")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One job as the enqueue script takes it. Durations in ms."""
+
+    id: str
+    lane: str
+    band: int
+    tenant: str
+    digest: str
+    delay: int
+    deadline: str
+    """"" for none, "+ms" from now, or ms since 1970."""
+    ttl: int | None
+    metadata: bytes
+    payload: bytes
+
+    def args(self) -> tuple[Arg, ...]:
+        """In the order of ARGV."""
+        ttl: Arg = "" if self.ttl is None else self.ttl
+        return (
+            self.id, self.lane, self.band, self.tenant, self.digest,
+            self.delay, self.deadline, ttl, self.metadata, self.payload,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """What became of one entry."""
+
+    disposition: Literal["created", "duplicate", "conflict"]
+    status: JobStatus
+
+
+@dataclass(frozen=True, slots=True)
+class LaneFull:
+    """The call was refused whole: `queued` jobs are in `lane`."""
+
+    lane: str
+    queued: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """What a worker asks for. `seq` grows by one with every claim that was answered; `lease` in ms."""
+
+    worker: str
+    seq: int
+    slots: int
+    lease: int
+    may_take_over: bool
+    may_take_poison: bool
+    failure_ttl: int
+    known_lanes: Sequence[str] = ()
+    serves: Sequence[str] = ()
+    max_bytes: int = 8 * 1024 * 1024
+
+    @property
+    def token(self) -> str:
+        """What stands in the ledger of every job that this claim leases."""
+        return f"{self.worker}:{self.seq}"
+
+    def args(self, now: int | None) -> tuple[Arg, ...]:
+        """In the order of ARGV."""
+        return (
+            _clock(now), self.worker, self.seq, self.slots,
+            self.lease, int(self.may_take_over), int(self.may_take_poison), self.max_bytes,
+            self.failure_ttl, codec.dumps(list(self.known_lanes)), *self.serves,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A leased job. Times in ms since 1970."""
+
+    id: str
+    epoch: str
+    lane: str
+    model: str
+    spent: int
+    deadline: int | None
+    enqueued: int
+    stalls: int
+    timeouts: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The answer to a claim. `due_in`: ms until something comes due; None: nothing will by itself."""
+
+    now: int
+    stopped: bool
+    due_in: int | None
+    lanes: tuple[str, ...]
+    jobs: tuple[ClaimedJob, ...]
+    foreign: tuple[tuple[str, bytes], ...]
+    """Jobs of plain arq clients: id and payload, for the worker to adopt."""
+
+
+Kind = Literal["succeeded", "failed", "cancelled", "expired", "retry", "throttled", "released"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The outcome of one run as the settle script takes it. Durations in ms."""
+
+    id: str
+    token: str
+    epoch: str
+    kind: Kind
+    ttl: int
+    delay: int = 0
+    spent: bool = False
+    reason: str = ""
+    attempt: bytes = b""
+    """JSON of the Attempt; empty if no call was made."""
+    usage: tuple[int | None, ...] = (0, 0, 0, 0, 0, None)
+    """Prompt, completion, reasoning, cached and total tokens; ticks."""
+    result: bytes = b""
+
+    def args(self) -> tuple[Arg, ...]:
+        """In the order of ARGV."""
+        usage: Iterable[Arg] = ("" if amount is None else amount for amount in self.usage)
+        return (
+            self.id, self.token, self.epoch, self.kind, self.delay, int(self.spent), self.ttl, self.reason,
+            self.attempt, *usage, self.result,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """A plain arq client's job with the ledger that it is to get.
+
+    `refusal`: the failed result that it ends in instead.
+    """
+
+    entry: Entry
+    model: str
+    enqueued: int
+    refusal: bytes = b""
+
+    def args(self) -> tuple[Arg, ...]:
+        """In the order of ARGV."""
+        e = self.entry
+        ttl: Arg = "" if e.ttl is None else e.ttl
+        return (
+            e.id, e.lane, self.model, e.band, e.tenant, e.digest,
+            e.delay, e.deadline, ttl, e.metadata, self.enqueued, self.refusal,
+        )  # fmt: skip
+
+
+async def enqueue(
+    redis: Redis,
+    entries: Sequence[Entry],
+    *,
+    nonce: str,
+    max_queued: int,
+    wait: tuple[int, int] = (0, 0),
+    now: int | None = None,
+) -> list[Enqueued] | LaneFull:
+    """Accept all entries, or none if a lane is full. `wait`: replicas that must have them, within so many ms.
+
+    Raises TimeoutError if fewer replicas had them in time; then the jobs are accepted by the primary alone.
+    """
+    args: list[Arg] = [_clock(now), nonce, max_queued]
+    for entry in entries:
+        args += entry.args()
+    replicas = wait[0]
+    if not replicas:
+        reply = await _run(redis, ENQUEUE, args)
+    else:
+        reply, reached = await _run_all(redis, [(ENQUEUE, args)], wait)
+        if reached < replicas:
+            raise TimeoutError(f"{reached} of {replicas} replicas have it")
+    if reply[0] == b"full":
+        return LaneFull(reply[1].decode(), int(reply[2]))
+    return [Enqueued(reply[i].decode(), JobStatus(reply[i + 1].decode())) for i in range(1, len(reply), 2)]
+
+
+async def claim(redis: Redis, request: ClaimRequest, *, now: int | None = None) -> Claimed:
+    """Lease jobs; the same request gives the same answer."""
+    return _claimed(await _run(redis, CLAIM, request.args(now)))
+
+
+async def settle(redis: Redis, settlements: Sequence[Settlement], *, wake: bool, now: int | None = None) -> list[str]:
+    """Write outcomes; per outcome done, back, over, stale, gone or "error: ...". `wake`: no claim follows."""
+    return _words(await _run(redis, SETTLE, _settle_args(settlements, wake, now)))
+
+
+async def settle_and_claim(
+    redis: Redis, settlements: Sequence[Settlement], request: ClaimRequest, *, now: int | None = None
+) -> tuple[list[str], Claimed]:
+    """Both in one round trip."""
+    calls = [(SETTLE, _settle_args(settlements, False, now)), (CLAIM, request.args(now))]
+    settled, claimed = await _run_all(redis, calls)
+    return _words(settled), _claimed(claimed)
+
+
+async def renew(
+    redis: Redis, runs: Sequence[tuple[str, str, str]], *, lease: int, failure_ttl: int, now: int | None = None
+) -> list[str]:
+    """Renew the leases of (id, token, epoch); per run ours, cancel, taken or over."""
+    args: list[Arg] = [_clock(now), lease, failure_ttl]
+    for run in runs:
+        args += run
+    return _words(await _run(redis, RENEW, args))
+
+
+async def cancel(redis: Redis, ids: Sequence[str], *, ttl: int, now: int | None = None) -> list[str]:
+    """Cancel jobs; per id unknown, over, cancelled or cancelling."""
+    return _words(await _run(redis, CANCEL, [_clock(now), ttl, *ids]))
+
+
+async def adopt(redis: Redis, adoption: Adoption, *, failure_ttl: int, now: int | None = None) -> str:
+    """Give a plain arq client's job a ledger: adopted, refused, or known if it has one."""
+    return str((await _run(redis, ADOPT, [_clock(now), *adoption.args(), failure_ttl])).decode())
+
+
+def _clock(now: int | None) -> Arg:
+    return "" if now is None else now
+
+
+def _settle_args(settlements: Sequence[Settlement], wake: bool, now: int | None) -> list[Arg]:
+    args: list[Arg] = [_clock(now), int(wake)]
+    for settlement in settlements:
+        args += settlement.args()
+    return args
+
+
+def _words(reply: Sequence[bytes]) -> list[str]:
+    return [word.decode() for word in reply]
+
+
+def _claimed(reply: Sequence[Any]) -> Claimed:
+    (now, stopped, due_in), lanes, jobs, foreign = reply
+    return Claimed(
+        now=int(now),
+        stopped=stopped == b"1",
+        due_in=None if int(due_in) < 0 else int(float(due_in)),
+        lanes=tuple(lane.decode() for lane in lanes),
+        jobs=tuple(_claimed_job(job) for job in jobs),
+        foreign=tuple((job_id.decode(), payload) for job_id, payload in foreign),
+    )
+
+
+def _claimed_job(reply: Sequence[bytes]) -> ClaimedJob:
+    job_id, epoch, lane, model, spent, deadline, enqueued, stalls, timeouts, payload = reply
+    return ClaimedJob(
+        job_id.decode(), epoch.decode(), lane.decode(), model.decode(), int(spent),
+        int(deadline) if deadline else None, int(enqueued), int(stalls), int(timeouts), payload,
+    )  # fmt: skip
+
+
+async def _run(redis: Redis, script: Script, args: Sequence[Arg]) -> Any:
+    try:
+        return await redis.execute_command("EVALSHA", script.sha, 0, *args)  # type: ignore[no-untyped-call]
+    except NoScriptError:
+        await redis.script_load(script.text)
+        return await redis.execute_command("EVALSHA", script.sha, 0, *args)  # type: ignore[no-untyped-call]
+
+
+async def _run_all(
+    redis: Redis, calls: Sequence[tuple[Script, Sequence[Arg]]], wait: tuple[int, int] | None = None
+) -> list[Any]:
+    """Scripts in one pipeline, in their order; `wait` adds Redis' WAIT behind them. Raises the first error of any."""
+    replies = await _send_all(redis, calls, wait)
+    if any(isinstance(reply, NoScriptError) for reply in replies):
+        for script, _ in calls:
+            await redis.script_load(script.text)
+        replies = await _send_all(redis, calls, wait)
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+async def _send_all(
+    redis: Redis, calls: Sequence[tuple[Script, Sequence[Arg]]], wait: tuple[int, int] | None
+) -> list[Any]:
+    async with redis.pipeline(transaction=False) as pipe:
+        for script, args in calls:
+            pipe.execute_command("EVALSHA", script.sha, 0, *args)
+        if wait:
+            pipe.execute_command("WAIT", *wait)
+        return list(await pipe.execute(raise_on_error=False))

@@ -1,0 +1,141 @@
+"""Hearing of finished jobs: one pub/sub connection for all that wait in this process.
+
+A signal means "look now", never "it is done": it comes when the subscription is confirmed, when a job ends, after every
+reconnect, and every ten seconds in case a message was lost.
+"""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from promptq.producer import keys
+
+PING_EVERY = 5.0
+LOOK_AGAIN_EVERY = 10.0
+_RECONNECT_PAUSE = 0.2
+_LISTENED = ("subscribe", "message")
+_PREFIX = len(keys.done(""))
+
+log = structlog.get_logger("promptq.watch")
+
+
+class Signals:
+    """What one waiter hears: the ids at which it should look now."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self.ids = frozenset(ids)
+        self._heard: set[str] = set()
+        self._bell = asyncio.Event()
+
+    def ring(self, ids: Iterable[str]) -> None:
+        """Say that these are worth a look."""
+        self._heard.update(ids)
+        self._bell.set()
+
+    async def next(self) -> frozenset[str]:
+        """The ids heard of since the last call; all of them when nothing was heard for ten seconds."""
+        try:
+            async with asyncio.timeout(LOOK_AGAIN_EVERY):
+                await self._bell.wait()
+        except TimeoutError:
+            return self.ids
+        self._bell.clear()
+        heard, self._heard = frozenset(self._heard), set()
+        return heard
+
+
+class Watcher:
+    """The one subscription of a process. Starts with its first waiter."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._waiters: defaultdict[str, set[Signals]] = defaultdict(set)
+        self._pubsub: PubSub | None = None
+        self._listener: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def watching(self, ids: Iterable[str]) -> AsyncIterator[Signals]:
+        """Signals of these jobs. The first one comes when the subscription stands."""
+        signals = Signals(ids)
+        fresh = [job_id for job_id in signals.ids if job_id not in self._waiters]
+        for job_id in signals.ids:
+            self._waiters[job_id].add(signals)
+        if self._listener is None or self._listener.done():
+            self._listener = asyncio.create_task(self._listen(), name="promptq watcher")
+        elif self._pubsub is not None:
+            signals.ring(signals.ids.difference(fresh))
+            await self._tell("subscribe", fresh)
+        try:
+            yield signals
+        finally:
+            await self._forget(signals)
+
+    async def _forget(self, signals: Signals) -> None:
+        for job_id in signals.ids:
+            self._waiters[job_id].discard(signals)
+        left = [job_id for job_id in signals.ids if not self._waiters[job_id]]
+        for job_id in left:
+            del self._waiters[job_id]
+        await self._tell("unsubscribe", left)
+
+    async def _tell(self, verb: str, ids: list[str]) -> None:
+        """Change the subscription; if that fails the listener reconnects and subscribes to all that is waited for."""
+        if self._pubsub is None or not ids:
+            return
+        with contextlib.suppress(RedisError, OSError):
+            await getattr(self._pubsub, verb)(*map(keys.done, ids))
+
+    async def _listen(self) -> None:
+        while self._waiters:
+            try:
+                await self._subscribe_and_hear()
+            except (RedisError, OSError) as error:
+                log.warning("watch.reconnecting", reason=type(error).__name__)
+                await asyncio.sleep(_RECONNECT_PAUSE)
+
+    async def _subscribe_and_hear(self) -> None:
+        pubsub = self._redis.pubsub()
+        subscribed: set[str] = set()
+        try:
+            while missing := [job_id for job_id in self._waiters if job_id not in subscribed]:
+                await pubsub.subscribe(*map(keys.done, missing))
+                subscribed.update(missing)
+            self._pubsub = pubsub
+            await self._hear(pubsub)
+        finally:
+            self._pubsub = None
+            with contextlib.suppress(RedisError, OSError):
+                await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def _hear(self, pubsub: PubSub) -> None:
+        unanswered = 0
+        while unanswered < 2:
+            message = await pubsub.get_message(ignore_subscribe_messages=False, timeout=PING_EVERY)
+            if message is None:
+                if not self._waiters:
+                    return
+                unanswered += 1
+                await pubsub.ping()
+                continue
+            unanswered = 0
+            if message["type"] in _LISTENED:
+                self._ring(message["channel"].decode()[_PREFIX:])
+        raise ConnectionError("no answer to a ping")
+
+    def _ring(self, job_id: str) -> None:
+        for signals in self._waiters.get(job_id, ()):
+            signals.ring((job_id,))
+
+    async def aclose(self) -> None:
+        """Stop listening. Waiters are left with the look every ten seconds."""
+        if self._listener is not None:
+            self._listener.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._listener
+            self._listener = None

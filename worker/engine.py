@@ -1,0 +1,301 @@
+"""`PromptWorker`: the loop of one worker process. Each turn settles what has ended and claims what there is room for.
+
+Nothing ends the loop but a drain: not a job, not a Redis error. Running a job is run.py; leases are leases.py;
+waiting for work is waiter.py.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import structlog
+from arq.connections import ArqRedis
+from arq.typing import StartupShutdown
+from arq.worker import Worker, func
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from promptq.producer import codec, keys, scripts
+from promptq.producer.connection import OUTAGE, open_redis
+from promptq.producer.entries import adoption_of
+from promptq.producer.errors import InvalidJob, InvalidPayload
+from promptq.producer.scripts import Adoption, Claimed, Entry, Settlement
+from promptq.worker.exchange import Exchange
+from promptq.worker.leases import Leases
+from promptq.worker.outcome import Released
+from promptq.worker.providers.base import Provider
+from promptq.worker.run import Run, Runner
+from promptq.worker.settings import Settings
+from promptq.worker.settlement import Books, refusal
+from promptq.worker.waiter import BLOCK_SECONDS, Waiter
+
+POLL_IDLE = 5.0
+POLL_BACKLOG = 1.0
+
+log = structlog.get_logger("promptq.worker")
+
+
+class PromptWorker(Worker):
+    """arq's worker with promptq's loop: leases, fences and wake-ups instead of polling and claim TTLs.
+
+    It keeps the names of arq's settings (`max_jobs`, `burst`, `ctx`, `on_startup`, ...). `serves`: the models
+    to claim for; none: all, and plain arq clients' jobs too. Make it inside the event loop that runs it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        provider: Provider,
+        *,
+        serves: Sequence[str] = (),
+        burst: bool = False,
+        ctx: dict[Any, Any] | None = None,
+        on_startup: StartupShutdown | None = None,
+        on_shutdown: StartupShutdown | None = None,
+        on_job_start: StartupShutdown | None = None,
+        on_job_end: StartupShutdown | None = None,
+    ) -> None:
+        url = settings.redis_url.get_secret_value()
+        redis = open_redis(url, timeout=settings.redis_timeout, client=ArqRedis)
+        super().__init__(
+            functions=[func(self._sample_prompt, name=codec.FUNCTION)],
+            queue_name=keys.lane(keys.INTAKE), redis_pool=redis, burst=burst, ctx=ctx, handle_signals=False,
+            on_startup=on_startup, on_shutdown=on_shutdown, on_job_start=on_job_start, on_job_end=on_job_end,
+            max_jobs=settings.max_jobs, job_timeout=settings.job_timeout, max_tries=settings.max_attempts,
+            keep_result=settings.result_ttl, job_completion_wait=round(settings.drain_timeout),
+            job_serializer=codec.dumps, job_deserializer=codec.loads, log_results=False,
+        )  # fmt: skip
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.leases = Leases(redis, settings)
+        self._settings, self._provider, self._serves = settings, provider, tuple(serves)
+        self._runner = Runner(provider, settings, Books.of(settings, self.name, provider.name))
+        self._waiting_redis: Redis = open_redis(url, timeout=settings.redis_timeout + BLOCK_SECONDS, max_connections=2)
+        self._waiter = Waiter(
+            self._waiting_redis, self.name, on_work=self._want, on_word=self._ask_to_renew, on_error=self._lost_redis
+        )
+        self._exchange = Exchange(redis, settings, self.name, self._serves)
+        self._hungry = True
+        self._exhausted = False
+        self._bell, self._renew_now = asyncio.Event(), asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._helpers: list[asyncio.Task[None]] = []
+        self._gave_back_at: float | None = None
+        self.turned_at = time.monotonic()
+
+    async def _sample_prompt(self, ctx: dict[Any, Any]) -> None:
+        """Registers the function's name with arq; jobs run in run.py."""
+
+    @property
+    def is_claiming(self) -> bool:
+        """Whether new jobs would be taken: Redis answers and no drain has begun."""
+        return self.allow_pick_jobs and self.leases.may_claim
+
+    async def main(self) -> None:
+        """Run until drained, or in burst mode until the queue is empty."""
+        log.info("worker.started", worker=self.name, provider=self._provider.name, max_jobs=self.max_jobs)
+        self.ctx["redis"] = self.pool
+        await self._hook(self.on_startup, self.ctx)
+        self._helpers = [
+            asyncio.create_task(self._waiter.run(), name="promptq waiter"),
+            asyncio.create_task(self._keep_leases(), name="promptq leases"),
+        ]
+        self._bell.set()
+        while not self._is_done():
+            await self._bell.wait()
+            self._bell.clear()
+            self.turned_at = time.monotonic()
+            try:
+                await self._turn()
+            except OUTAGE as error:
+                self._lost_redis(error)
+                await asyncio.sleep(random.uniform(0.1, 0.5))
+            except RedisError as error:
+                log.exception("redis.refused", reason=str(error))
+                await asyncio.sleep(1)
+                self._bell.set()
+        log.info("worker.stopped", worker=self.name, **self._exchange.counts)
+
+    async def _turn(self) -> None:
+        """Settle what has ended, claim for the free slots: together one round trip."""
+        if self.leases.is_broken or self.leases.is_late:
+            await self.leases.renew()
+        if self._hungry and self._free_slots and self.is_claiming and not self._exchange.is_full:
+            token, claimed = await self._exchange.settle_and_claim(self._free_slots, self.leases)
+            self._hungry = claimed.stopped or bool(claimed.foreign)
+            self._exhausted = not (claimed.jobs or self._hungry) and claimed.due_in is None
+            self._start(token, claimed)
+            await self._adopt(claimed.foreign)
+            self._set_timer(claimed.due_in)
+        else:
+            await self._exchange.settle()
+        await self._look_out()
+
+    @property
+    def _free_slots(self) -> int:
+        return max(0, self.max_jobs - len(self.leases.runs))
+
+    def _start(self, token: str, claimed: Claimed) -> None:
+        ahead = time.time_ns() // 1_000_000 - claimed.now
+        for job in claimed.jobs:
+            run = Run(job, token, ahead)
+            self.leases.runs[job.id] = run
+            run.task = self.tasks[job.id] = asyncio.create_task(self._run(run), name=f"promptq job {job.id}")
+            run.task.add_done_callback(partial(self._ended, run))
+
+    async def _run(self, run: Run) -> None:
+        ctx = {**self.ctx, "job_id": run.job.id, "job_try": run.job.spent + 1}
+        await self._hook(self.on_job_start, ctx)
+        self._finish(run, await self._runner.run(run))
+        await self._hook(self.on_job_end, ctx)
+
+    def _finish(self, run: Run, settlement: Settlement) -> None:
+        if self.leases.runs.get(run.job.id) is run:
+            del self.leases.runs[run.job.id]
+            self._exchange.unsettled.append(settlement)
+            self._bell.set()
+
+    def _ended(self, run: Run, task: "asyncio.Task[None]") -> None:
+        """The task is over, perhaps cancelled before its first step."""
+        if self.tasks.get(run.job.id) is task:
+            del self.tasks[run.job.id]
+        self._finish(run, self._runner.books.settlement(run.job, run.token, Released(), None))
+
+    async def _adopt(self, foreign: Iterable[tuple[str, bytes]]) -> None:
+        """Give plain arq clients' jobs a ledger, or refuse them."""
+        for job_id, payload in foreign:
+            said = await scripts.adopt(
+                self.pool, self._adoption(job_id, payload), failure_ttl=self._settings.failure_ttl_ms
+            )
+            log.info("job.adopted" if said != "refused" else "job.refused", job_id=job_id)
+
+    def _adoption(self, job_id: str, payload: bytes) -> Adoption:
+        try:
+            return adoption_of(job_id, codec.decode(payload), self._settings)
+        except (InvalidPayload, InvalidJob) as error:
+            now = time.time_ns() // 1_000_000
+            entry = Entry(job_id, keys.INTAKE, 1, "default", "", 0, "", None, b"", b"")
+            return Adoption(entry, keys.INTAKE, now, refusal(job_id, f"the payload {error}", self.name, now))
+
+    def _want(self) -> None:
+        """There may be something to claim."""
+        self._hungry = True
+        self._bell.set()
+
+    def _set_timer(self, due_in: int | None) -> None:
+        """Come back when something comes due; at the latest when it is time to poll."""
+        has_backlog = any(lane != keys.INTAKE for lane in self._exchange.lanes)
+        wait = POLL_BACKLOG if has_backlog else POLL_IDLE
+        self._call_later(wait if due_in is None else min(wait, due_in / 1000))
+
+    def _call_later(self, wait: float) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(wait, self._want)
+
+    async def _look_out(self) -> None:
+        """Turn again if there is something to do; else wait for markers, while there is room."""
+        if self._exchange.unsettled:
+            self._bell.set()
+        if self._hungry and self._free_slots:
+            if self.is_claiming:
+                self._bell.set()
+            elif self.allow_pick_jobs:
+                self._call_later(self._settings.renew_period / 2)
+        has_room = self.allow_pick_jobs and not self._hungry and self._free_slots > 0
+        lanes = self._exchange.lanes if has_room else ()
+        if self._waiter.wait_for(lanes, new_ones=has_room and not self._serves):
+            await self._waiter.look_anew()
+
+    async def _keep_leases(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._renew_now.wait(), self._settings.renew_period)
+            self._renew_now.clear()
+            if not self.leases.runs and not self.leases.is_broken:
+                continue
+            try:
+                await self.leases.renew()
+            except OUTAGE as error:
+                self._lost_redis(error)
+            except RedisError as error:
+                log.exception("redis.refused", reason=str(error))
+
+    def _ask_to_renew(self) -> None:
+        self._renew_now.set()
+
+    def _lost_redis(self, error: BaseException) -> None:
+        self.leases.broke(error)
+        self._bell.set()
+
+    def drain(self) -> None:
+        """Stop claiming and let the calls finish; the second time, or when time is up, give the rest back unspent."""
+        if not self.allow_pick_jobs:
+            self._give_back()
+            return
+        self.allow_pick_jobs = False
+        log.info(
+            "worker.draining", worker=self.name, running=len(self.leases.runs), seconds=self._settings.drain_timeout
+        )
+        self.loop.call_later(self._settings.drain_timeout, self._give_back)
+        self._bell.set()
+
+    def _give_back(self) -> None:
+        if self._gave_back_at is None:
+            self._gave_back_at = time.monotonic()
+            self.loop.call_later(2 * self._settings.redis_timeout, self._bell.set)
+        self._stop_runs()
+        self._bell.set()
+
+    def _stop_runs(self) -> None:
+        for run in list(self.leases.runs.values()):
+            run.stop("shutdown")
+
+    def _is_done(self) -> bool:
+        is_empty = not self.leases.runs and not self._exchange.unsettled
+        if self.allow_pick_jobs:
+            return self.burst and self._exhausted and is_empty
+        return is_empty or self.is_lost
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a drain ended without Redis: what was not settled will run again elsewhere."""
+        since = self._gave_back_at
+        has_work = bool(self.leases.runs or self._exchange.unsettled)
+        return has_work and since is not None and time.monotonic() - since > 2 * self._settings.redis_timeout
+
+    async def _hook(self, hook: StartupShutdown | None, ctx: dict[Any, Any]) -> None:
+        """A user's hook, whose errors are logged and end nothing."""
+        if hook is None:
+            return
+        try:
+            await hook(ctx)
+        except Exception:
+            log.exception("hook.failed", hook=getattr(hook, "__name__", "?"))
+
+    async def close(self) -> None:
+        """Release everything; what still runs is given back first."""
+        if self._timer:
+            self._timer.cancel()
+        self._stop_runs()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        with contextlib.suppress(*OUTAGE):
+            while self._exchange.unsettled:
+                await self._exchange.settle()
+        for settlement in self._exchange.unsettled:
+            log.error("settle.lost", job_id=settlement.id, kind=settlement.kind)
+        with contextlib.suppress(*OUTAGE):
+            await self._waiter.end()
+        for helper in self._helpers:
+            helper.cancel()
+        await asyncio.gather(*self._helpers, return_exceptions=True)
+        await self._hook(self.on_shutdown, self.ctx)
+        await self._provider.aclose()
+        await self._waiting_redis.aclose()
+        await self.pool.aclose()

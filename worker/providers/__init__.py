@@ -1,0 +1,1 @@
+"""What answers prompts: one module per vendor, the only places that import one."""

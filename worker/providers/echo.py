@@ -1,0 +1,36 @@
+"""`echo` answers in-process with the prompt itself: for tests and benchmarks of the queue, never the default."""
+
+import asyncio
+
+from promptq.producer.models import PromptJob, Usage
+from promptq.worker.providers.base import Answer
+
+
+class EchoProvider:
+    """Answers with the last message after `latency` seconds; counts a token for every four characters."""
+
+    name = "echo"
+
+    def __init__(self, latency: float = 0.0) -> None:
+        self._latency = latency
+
+    async def sample(self, job: PromptJob, timeout: float) -> Answer:  # noqa: ARG002 - the seam's signature
+        """Never fails."""
+        if self._latency:
+            await asyncio.sleep(self._latency)
+        content = job.messages[-1].content
+        prompt_tokens = _tokens(sum(len(message.content) for message in job.messages))
+        completion_tokens = _tokens(len(content))
+        usage = Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+        )
+        return Answer(content, str(job.model), usage)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+def _tokens(characters: int) -> int:
+    return max(1, characters // 4)

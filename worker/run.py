@@ -1,0 +1,165 @@
+"""One job, from its claim to its settlement: admit -> call -> judge -> settlement.
+
+Called by the engine as one task per job. Touches no Redis: what it returns is written by the engine.
+"""
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import structlog
+
+from promptq.producer import codec
+from promptq.producer.entries import job_in
+from promptq.producer.errors import ErrorCode, InvalidJob, InvalidPayload
+from promptq.producer.models import JobError, PromptJob
+from promptq.producer.scripts import ClaimedJob, Settlement
+from promptq.worker.outcome import Cancelled, Expired, Failed, Outcome, Released, Retry, Succeeded, Throttled, judge
+from promptq.worker.providers.base import Answer, Provider, ProviderError
+from promptq.worker.settings import Settings
+from promptq.worker.settlement import Books, Call
+
+log = structlog.get_logger("promptq.run")
+
+_EVENTS: dict[type[Outcome], str] = {
+    Retry: "job.retry",
+    Throttled: "job.throttled",
+    Released: "job.released",
+    Failed: "job.failed",
+    Cancelled: "job.cancelled",
+    Expired: "job.expired",
+}
+
+StopReason = Literal["cancelled", "over", "shutdown"]
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """A leased job in this process. `clock_ahead`: how far this machine's clock is ahead of Redis', in ms."""
+
+    job: ClaimedJob
+    token: str
+    clock_ahead: int
+    task: "asyncio.Task[None] | None" = None
+    stopped: StopReason | None = None
+    calling_since: int | None = field(default=None, init=False)
+
+    def stop(self, reason: StopReason) -> None:
+        """Cancel the call to the provider; the first reason stays."""
+        if self.stopped is None and self.task is not None:
+            self.stopped = reason
+            self.task.cancel()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the job's deadline; None if it has none."""
+        if self.job.deadline is None:
+            return None
+        return (self.job.deadline + self.clock_ahead - _now()) / 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """What every run of a process shares."""
+
+    provider: Provider
+    settings: Settings
+    books: Books
+
+    async def run(self, run: Run) -> Settlement:
+        """Run one job. Never raises: whatever happens is an outcome."""
+        outcome: Outcome
+        call: Call | None = None
+        admitted = self._admit(run)
+        if isinstance(admitted, PromptJob):
+            said = await self._call(run, admitted)
+            outcome, call = self._judge(run, admitted, said)
+        else:
+            outcome = admitted
+        self._log(run, outcome, call)
+        return self.books.settlement(run.job, run.token, outcome, call)
+
+    def _admit(self, run: Run) -> PromptJob | Outcome:
+        """Decode and check again: Redis is a border, and time has passed."""
+        left = run.seconds_left
+        if left is not None and left <= 0:
+            return Expired()
+        try:
+            return job_in(codec.decode(run.job.payload))
+        except (InvalidPayload, InvalidJob) as error:
+            return Failed(JobError(code=ErrorCode.INVALID_REQUEST, message=f"the payload {error}"))
+
+    async def _call(self, run: Run, prompt: PromptJob) -> Answer | ProviderError | Outcome:
+        """One call to the provider, within the attempt's timeout and the job's deadline."""
+        timeout, left = prompt.timeout or self.settings.job_timeout, run.seconds_left
+        limit = timeout if left is None else min(timeout, left)
+        run.calling_since = _now()
+        try:
+            async with asyncio.timeout(limit):
+                return await self.provider.sample(prompt, timeout)
+        except ProviderError as error:
+            return error
+        except TimeoutError:
+            return Expired() if limit < timeout else ProviderError(ErrorCode.TIMEOUT, f"no answer within {timeout:g} s")
+        except asyncio.CancelledError:
+            return _stopped(run)
+        except Exception as error:
+            log.exception("provider.bug", job_id=run.job.id)
+            return ProviderError(ErrorCode.PROVIDER_ERROR, f"{type(error).__name__} in the provider")
+
+    def _judge(self, run: Run, prompt: PromptJob, said: Answer | ProviderError | Outcome) -> tuple[Outcome, Call]:
+        started, finished = run.calling_since or 0, _now()
+        if not isinstance(said, Answer | ProviderError):
+            return said, Call(started, finished, _reason(said))
+        outcome = judge(
+            said,
+            spent=run.job.spent,
+            timeouts=run.job.timeouts,
+            max_attempts=prompt.max_attempts or self.settings.max_attempts,
+            luck=random.random(),
+        )
+        error = None if isinstance(said, Answer) else JobError(code=said.code, message=said.message)
+        return outcome, Call(started, finished, error, said.usage)
+
+    def _log(self, run: Run, outcome: Outcome, call: Call | None) -> None:
+        job = run.job
+        bound = {"job_id": job.id, "attempt": job.spent + 1, "lane": job.lane}
+        if call:
+            bound["seconds"] = (call.finished - call.started) / 1000
+        if isinstance(outcome, Succeeded):
+            log.info("job.succeeded", **bound, tokens=outcome.answer.usage.total_tokens, **self._content(outcome))
+            return
+        error = _reason(outcome)
+        log.warning(_EVENTS[type(outcome)], **bound, code=error.code.value, reason=error.message)
+
+    def _content(self, outcome: Succeeded) -> dict[str, str]:
+        return {"content": outcome.answer.content} if self.settings.log_content else {}
+
+
+def _stopped(run: Run) -> ProviderError | Outcome:
+    """Who cancelled the call: we did for a reason, or the vendor's library did, which is its failure."""
+    match run.stopped:
+        case None:
+            return ProviderError(ErrorCode.PROVIDER_ERROR, "the provider's client cancelled the call")
+        case "cancelled":
+            return Cancelled()
+        case "over" | "shutdown":
+            return Released()
+
+
+def _reason(outcome: Outcome) -> JobError:
+    match outcome:
+        case Succeeded():
+            raise AssertionError("a success has no reason")
+        case Released():
+            return JobError(
+                code=ErrorCode.CANCELLED, message="given back: the worker stopped, or another run was first"
+            )
+        case _:
+            return outcome.error
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,60 @@
+"""The worker's environment as one frozen object, and the refusal that `arq promptq.worker.WorkerSettings` meets."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import AliasChoices, Field, SecretStr, model_validator
+
+from promptq.producer.settings import ProducerSettings, Seconds
+
+RENEWALS_PER_LEASE = 3
+
+
+class Settings(ProducerSettings):
+    """`PROMPTQ_*` and `XAI_API_KEY`; durations in seconds. Raises ValidationError, which names the variable."""
+
+    provider: Literal["xai", "echo"] = "xai"
+    xai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("xai_api_key", "XAI_API_KEY"))
+    xai_api_key_file: Path | None = Field(None, validation_alias=AliasChoices("xai_api_key_file", "XAI_API_KEY_FILE"))
+    xai_host: str = "api.x.ai"
+    xai_insecure: bool = False
+    """Plain text instead of TLS: for the simulator."""
+    max_jobs: int = Field(100, ge=1, le=10_000)
+    """Calls to the provider at once, in one process."""
+    job_timeout: Seconds = 3600.0
+    """For one attempt, unless the job says otherwise."""
+    max_attempts: int = Field(5, ge=1, le=100)
+    lease: Seconds = 10.0
+    """How long a dead worker's jobs wait for another."""
+    drain_timeout: float = Field(25.0, ge=0)
+    """How long a stopping worker lets its calls finish."""
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_content: bool = False
+    """Whether prompts and answers may be logged."""
+    echo_latency: float = Field(0.0, ge=0)
+
+    @property
+    def renew_period(self) -> float:
+        """Seconds from one renewal of the leases to the next."""
+        return self.lease / RENEWALS_PER_LEASE
+
+    @property
+    def lease_ms(self) -> int:
+        """The lease in ms."""
+        return round(self.lease * 1000)
+
+    def api_key(self) -> str | None:
+        """The key as it is now: a file is read anew at each call."""
+        if self.xai_api_key_file is not None:
+            return self.xai_api_key_file.read_text().strip()
+        return self.xai_api_key.get_secret_value() if self.xai_api_key else None
+
+    @model_validator(mode="after")
+    def _a_lease_outlives_a_late_renewal(self) -> Self:
+        if self.lease <= self.renew_period + self.redis_timeout:
+            needed = self.redis_timeout * RENEWALS_PER_LEASE / (RENEWALS_PER_LEASE - 1)
+            raise ValueError(
+                f"PROMPTQ_LEASE must be more than {needed:g} s with PROMPTQ_REDIS_TIMEOUT={self.redis_timeout:g}"
+            )
+        return self

@@ -1,0 +1,148 @@
+"""From an outcome to what the settle script writes: one clause per outcome, and the result in arq's wire shape."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from promptq.producer import codec, keys
+from promptq.producer.errors import ErrorCode
+from promptq.producer.models import JobError, Usage
+from promptq.producer.scripts import ClaimedJob, Kind, Settlement
+from promptq.worker.outcome import Cancelled, Expired, Failed, Outcome, Released, Retry, Succeeded, Throttled
+from promptq.worker.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call to the provider that was really made. Times in ms since 1970; `error` None: it was answered."""
+
+    started: int
+    finished: int
+    error: JobError | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Who settles, and for how long results are kept: the same for every run of a process."""
+
+    worker: str
+    provider: str
+    result_ttl: int
+    failure_ttl: int
+
+    @classmethod
+    def of(cls, settings: Settings, worker: str, provider: str) -> "Books":
+        """The books of one process."""
+        return cls(worker, provider, settings.result_ttl_ms, settings.failure_ttl_ms)
+
+    def settlement(self, job: ClaimedJob, token: str, outcome: Outcome, call: Call | None) -> Settlement:
+        """What to write. `call` None: the job ended before one was made."""
+        kind, error, delay = _verdict(outcome)
+        is_final = kind in ("succeeded", "failed", "cancelled", "expired")
+        return Settlement(
+            id=job.id,
+            token=token,
+            epoch=job.epoch,
+            kind=kind,
+            ttl=self.failure_ttl if kind == "failed" else self.result_ttl,
+            delay=delay,
+            spent=kind == "retry" or (kind in ("succeeded", "failed") and call is not None),
+            reason=error.code.value if error else "",
+            attempt=self._attempt(call) if call else b"",
+            usage=_amounts(call.usage if call else None),
+            result=self._record(job, outcome, error, call) if is_final else b"",
+        )
+
+    def _attempt(self, call: Call) -> bytes:
+        attempt: dict[str, Any] = {"worker": self.worker, "started_at": call.started, "finished_at": call.finished}
+        if call.error:
+            attempt |= {"code": call.error.code.value, "message": call.error.message}
+        if call.usage:
+            attempt["usage"] = vars(call.usage)
+        return codec.dumps(attempt)
+
+    def _record(self, job: ClaimedJob, outcome: Outcome, error: JobError | None, call: Call | None) -> bytes:
+        result: dict[str, Any] = {"model": job.model, "provider": self.provider, "worker": self.worker}
+        if call:
+            result["started_at"] = call.started
+        if isinstance(outcome, Succeeded):
+            result |= _told(outcome)
+        elif error:
+            result |= {"status": _verdict(outcome)[0], "error": {"code": error.code.value, "message": error.message}}
+        started, finished = (call.started, call.finished) if call else (job.enqueued, job.enqueued)
+        return _envelope(job.id, job.lane, result, tries=job.spent + 1, times=(job.enqueued, started, finished))
+
+
+def _verdict(outcome: Outcome) -> tuple[Kind, JobError | None, int]:  # noqa: PLR0911 - one clause per outcome
+    """Kind, error and delay in ms."""
+    match outcome:
+        case Succeeded():
+            return "succeeded", None, 0
+        case Retry(error, delay):
+            return "retry", error, round(delay * 1000)
+        case Throttled(error, delay):
+            return "throttled", error, round(delay * 1000)
+        case Released():
+            return "released", None, 0
+        case Failed(error):
+            return "failed", error, 0
+        case Cancelled(error):
+            return "cancelled", error, 0
+        case Expired(error):
+            return "expired", error, 0
+
+
+def _told(outcome: Succeeded) -> dict[str, Any]:
+    answer = outcome.answer
+    told: dict[str, Any] = {
+        "status": "succeeded",
+        "content": answer.content,
+        "finish_reason": answer.finish_reason,
+        "model": answer.model,
+        "usage": vars(answer.usage),
+    }
+    if answer.reasoning_content:
+        told["reasoning_content"] = answer.reasoning_content
+    if answer.tool_calls:
+        told["tool_calls"] = answer.tool_calls
+    if answer.citations:
+        told["citations"] = answer.citations
+    if answer.response_id:
+        told["response_id"] = answer.response_id
+    return told
+
+
+def _amounts(usage: Usage | None) -> tuple[int | None, ...]:
+    if usage is None:
+        return (0, 0, 0, 0, 0, None)
+    return (
+        usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens,
+        usage.cached_prompt_tokens, usage.total_tokens, usage.cost_in_usd_ticks,
+    )  # fmt: skip
+
+
+def refusal(job_id: str, reason: str, worker: str, enqueued: int) -> bytes:
+    """The failed result of a plain arq client's job that cannot be run."""
+    error = {"code": ErrorCode.INVALID_REQUEST.value, "message": reason}
+    result = {"status": "failed", "error": error, "worker": worker}
+    return _envelope(job_id, keys.INTAKE, result, tries=0, times=(enqueued, enqueued, enqueued))
+
+
+def _envelope(job_id: str, lane: str, result: dict[str, Any], *, tries: int, times: tuple[int, int, int]) -> bytes:
+    """A result as `arq.jobs.deserialize_result` reads it; `times` in ms: enqueued, started, finished."""
+    enqueued, started, finished = times
+    return codec.dumps(
+        {
+            "t": tries,
+            "f": codec.FUNCTION,
+            "a": (),
+            "k": {},
+            "et": enqueued,
+            "s": result["status"] == "succeeded",
+            "r": result,
+            "st": started,
+            "ft": finished,
+            "q": keys.lane(lane),
+            "id": job_id,
+        }
+    )

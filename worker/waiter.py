@@ -1,0 +1,86 @@
+"""Waiting for work without polling: one task that blocks on the wake-up markers, on a connection of its own.
+
+The task is never cancelled while it waits, since a cancelled `BZPOPMIN` may have eaten a marker already; to change what
+it waits for, or to end it, it is woken by a marker of its own.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from promptq.producer import keys
+from promptq.producer.connection import OUTAGE
+
+BLOCK_SECONDS = 5
+_PAUSE_AFTER_ERROR = 0.5
+_LOOK_ANEW = "look"
+_MARKER_TTL = 60
+
+
+class Waiter:
+    """Blocks for the lanes that it is told; says `on_work` or `on_word` (this worker is to renew) when woken."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        name: str,
+        *,
+        on_work: Callable[[], None],
+        on_word: Callable[[], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self._redis = redis
+        self._own = keys.wake(name)
+        self._on_work, self._on_word, self._on_error = on_work, on_word, on_error
+        self._wanted: tuple[str, ...] = ()
+        self._blocked_on: tuple[str, ...] | None = None
+        self._ended = False
+
+    def wait_for(self, lanes: Sequence[str], *, new_ones: bool) -> bool:
+        """Which lanes to wait for from now on; none while there is no free slot.
+
+        Returns whether the task must be woken to take notice: then `await look_anew()`.
+        """
+        wanted = tuple(keys.wake(lane) for lane in lanes)
+        self._wanted = (*wanted, keys.WAKE) if new_ones else wanted
+        return self._blocked_on is not None and not set(self._wanted) <= set(self._blocked_on)
+
+    async def look_anew(self) -> None:
+        """Have the task take notice of what was said."""
+        await self._mark(self._own, _LOOK_ANEW)
+
+    async def run(self) -> None:
+        """Wait, say, and wait again, until `end`."""
+        while not self._ended:
+            self._blocked_on = (self._own, *self._wanted)
+            try:
+                popped = await self._redis.bzpopmin(list(self._blocked_on), BLOCK_SECONDS)
+                self._blocked_on = None
+                if popped:
+                    await self._heed(popped)
+            except OUTAGE as error:
+                self._on_error(error)
+                await asyncio.sleep(_PAUSE_AFTER_ERROR)
+
+    async def _heed(self, popped: Any) -> None:
+        key, member = popped[0].decode(), popped[1].decode()
+        if key == self._own:
+            if member != _LOOK_ANEW:
+                self._on_word()
+        elif key in self._wanted:
+            self._on_work()
+        else:
+            await self._mark(key, member)  # meanwhile the slots are full: it is for another worker
+
+    async def _mark(self, key: str, member: str) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zadd(key, {member: 0})
+            pipe.expire(key, _MARKER_TTL)
+            await pipe.execute()
+
+    async def end(self) -> None:
+        """Let the task return. Raises redis errors; then it returns when its wait is over."""
+        self._ended = True
+        await self.look_anew()
