@@ -4,10 +4,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 
 import structlog
+
+from promptq.worker import logs
+from promptq.worker.settings import Settings
 
 log = structlog.get_logger("promptq.supervise")
 
@@ -48,9 +51,10 @@ class Child:
         self._pause = min(LONGEST_PAUSE, self._pause * 2)
 
 
-def supervise(command_of: Callable[[int], Sequence[str]], processes: int) -> int:
-    """Keep `processes` children alive until a signal, or until all have ended well. Returns the worst exit code."""
-    children = [Child(command_of(number)) for number in range(processes)]
+def supervise(commands: Sequence[Sequence[str]], settings: Settings) -> int:
+    """Keep one child a command alive until a signal, or until all have ended well. Returns the worst exit code."""
+    logs.set_up(settings)
+    children = [Child(command) for command in commands]
     stopping: list[int] = []
 
     def stop(signum: int, _frame: FrameType | None) -> None:
