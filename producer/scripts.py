@@ -278,16 +278,21 @@ def _claimed(reply: Sequence[Any]) -> Claimed:
         now=int(now),
         stopped=stopped == b"1",
         due_in=None if int(due_in) < 0 else int(float(due_in)),
-        lanes=tuple(lane.decode() for lane in lanes),
+        lanes=tuple(map(_text, lanes)),
         jobs=tuple(_claimed_job(job) for job in jobs),
-        foreign=tuple((job_id.decode(), payload) for job_id, payload in foreign),
+        foreign=tuple((_text(job_id), payload) for job_id, payload in foreign),
     )
+
+
+def _text(name: bytes) -> str:
+    """Ids and lanes are UTF-8; what somebody else put there must not end a worker."""
+    return name.decode(errors="replace")
 
 
 def _claimed_job(reply: Sequence[bytes]) -> ClaimedJob:
     job_id, epoch, lane, model, spent, deadline, enqueued, stalls, timeouts, payload = reply
     return ClaimedJob(
-        job_id.decode(), epoch.decode(), lane.decode(), model.decode(), int(spent),
+        _text(job_id), _text(epoch), _text(lane), _text(model), int(spent),
         int(deadline) if deadline else None, int(enqueued), int(stalls), int(timeouts), payload,
     )  # fmt: skip
 

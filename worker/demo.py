@@ -208,7 +208,7 @@ def _sum_up(tally: _Tally, console: Console, *, live: bool) -> None:
     workers = " and ".join(str(count) for count in tally.by_worker.values())
     console.print(
         f"\n[bold]{counts}[/] in {tally.seconds:.1f} s, {tally.rate:.1f} jobs/s; the workers took {workers}\n"
-        f"usage: {usage.prompt_tokens:,} prompt + {usage.completion_tokens:,} completion = {usage.total_tokens:,} tokens"
+        f"usage: {usage.prompt_tokens:,} prompt + {usage.completion_tokens:,} answer = {usage.total_tokens:,} tokens"
         + (f", ${cost:.4f}" if cost is not None else "")
         + ("" if live else " [dim](simulated)[/]"),
         highlight=False,

@@ -11,7 +11,7 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,18 +22,17 @@ from arq.worker import Worker, func
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from promptq.producer import codec, keys, scripts
+from promptq.producer import codec, keys
 from promptq.producer.connection import OUTAGE, open_redis
-from promptq.producer.entries import adoption_of
-from promptq.producer.errors import InvalidJob, InvalidPayload
-from promptq.producer.scripts import Adoption, Claimed, Entry, Settlement
+from promptq.producer.scripts import Claimed, Settlement
+from promptq.worker.adoption import adopt
 from promptq.worker.exchange import Exchange
 from promptq.worker.leases import Leases
 from promptq.worker.outcome import Released
 from promptq.worker.providers.base import Provider
 from promptq.worker.run import Run, Runner
 from promptq.worker.settings import Settings
-from promptq.worker.settlement import Books, refusal
+from promptq.worker.settlement import Books
 from promptq.worker.waiter import BLOCK_SECONDS, Waiter
 
 POLL_IDLE = 5.0
@@ -87,7 +86,6 @@ class PromptWorker(Worker):
         self._timer: asyncio.TimerHandle | None = None
         self._helpers: list[asyncio.Task[None]] = []
         self._gave_back_at: float | None = None
-        self.turned_at = time.monotonic()
 
     async def _sample_prompt(self, ctx: dict[Any, Any]) -> None:
         """Registers the function's name with arq; jobs run in run.py."""
@@ -110,7 +108,6 @@ class PromptWorker(Worker):
         while not self._is_done():
             await self._bell.wait()
             self._bell.clear()
-            self.turned_at = time.monotonic()
             try:
                 await self._turn()
             except OUTAGE as error:
@@ -131,7 +128,8 @@ class PromptWorker(Worker):
             self._hungry = claimed.stopped or bool(claimed.foreign)
             self._exhausted = not (claimed.jobs or self._hungry) and claimed.due_in is None
             self._start(token, claimed)
-            await self._adopt(claimed.foreign)
+            for job_id, payload in claimed.foreign:
+                await adopt(self.pool, job_id, payload, self._settings, self.name)
             self._set_timer(claimed.due_in)
         else:
             await self._exchange.settle()
@@ -144,6 +142,9 @@ class PromptWorker(Worker):
     def _start(self, token: str, claimed: Claimed) -> None:
         ahead = time.time_ns() // 1_000_000 - claimed.now
         for job in claimed.jobs:
+            if job.id in self.leases.runs:  # its lease had run out, and it has come back to us: the call goes on
+                self.leases.runs[job.id].reclaim(job, token)
+                continue
             run = Run(job, token, ahead)
             self.leases.runs[job.id] = run
             run.task = self.tasks[job.id] = asyncio.create_task(self._run(run), name=f"promptq job {job.id}")
@@ -166,22 +167,6 @@ class PromptWorker(Worker):
         if self.tasks.get(run.job.id) is task:
             del self.tasks[run.job.id]
         self._finish(run, self._runner.books.settlement(run.job, run.token, Released(), None))
-
-    async def _adopt(self, foreign: Iterable[tuple[str, bytes]]) -> None:
-        """Give plain arq clients' jobs a ledger, or refuse them."""
-        for job_id, payload in foreign:
-            said = await scripts.adopt(
-                self.pool, self._adoption(job_id, payload), failure_ttl=self._settings.failure_ttl_ms
-            )
-            log.info("job.adopted" if said != "refused" else "job.refused", job_id=job_id)
-
-    def _adoption(self, job_id: str, payload: bytes) -> Adoption:
-        try:
-            return adoption_of(job_id, codec.decode(payload), self._settings)
-        except (InvalidPayload, InvalidJob) as error:
-            now = time.time_ns() // 1_000_000
-            entry = Entry(job_id, keys.INTAKE, 1, "default", "", 0, "", None, b"", b"")
-            return Adoption(entry, keys.INTAKE, now, refusal(job_id, f"the payload {error}", self.name, now))
 
     def _want(self) -> None:
         """There may be something to claim."""

@@ -52,6 +52,10 @@ class Run:
             self.stopped = reason
             self.task.cancel()
 
+    def reclaim(self, job: ClaimedJob, token: str) -> None:
+        """Go on under a new claim of the same job."""
+        self.job, self.token = job, token
+
     @property
     def seconds_left(self) -> float | None:
         """Until the job's deadline; None if it has none."""

@@ -1,0 +1,30 @@
+"""Jobs of plain arq clients: each gets a ledger, so that it runs like any other, or is refused with a result."""
+
+import time
+
+import structlog
+from redis.asyncio import Redis
+
+from promptq.producer import codec, keys, scripts
+from promptq.producer.entries import adoption_of
+from promptq.producer.errors import InvalidJob, InvalidPayload
+from promptq.producer.scripts import Adoption, Entry
+from promptq.worker.settings import Settings
+from promptq.worker.settlement import refusal
+
+log = structlog.get_logger("promptq.adoption")
+
+
+async def adopt(redis: Redis, job_id: str, payload: bytes, settings: Settings, worker: str) -> None:
+    """Adopt or refuse one job. Whoever dies in the middle leaves it to the next worker. Raises redis errors."""
+    said = await scripts.adopt(redis, _adoption(job_id, payload, settings, worker), failure_ttl=settings.failure_ttl_ms)
+    log.info("job.refused" if said == "refused" else "job.adopted", job_id=job_id)
+
+
+def _adoption(job_id: str, payload: bytes, settings: Settings, worker: str) -> Adoption:
+    try:
+        return adoption_of(job_id, codec.decode(payload), settings)
+    except (InvalidPayload, InvalidJob) as error:
+        now = time.time_ns() // 1_000_000
+        entry = Entry(job_id, keys.INTAKE, 1, "default", "", 0, "", None, b"", b"")
+        return Adoption(entry, keys.INTAKE, now, refusal(job_id, f"the payload {error}", worker, now))
