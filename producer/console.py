@@ -3,6 +3,9 @@
 Answers go to stdout; everything about them (progress, counts, errors) to stderr.
 """
 
+import functools
+import io
+import re
 import sys
 from enum import IntEnum
 from typing import Annotated, Any, Final
@@ -12,7 +15,15 @@ from pydantic import ValidationError
 from rich.console import Console
 from typer.core import TyperGroup
 
-from promptq.producer.errors import InvalidPayload, JobFailed, JobNotFound, PromptqError, QueueFull, QueueUnavailable, WaitTimeout
+from promptq.producer.errors import (
+    InvalidPayload,
+    JobFailed,
+    JobNotFound,
+    PromptqError,
+    QueueFull,
+    QueueUnavailable,
+    WaitTimeout,
+)
 
 
 class ExitCode(IntEnum):
@@ -36,6 +47,10 @@ RedisUrl = Annotated[
     str | None,
     typer.Option("--redis-url", metavar="URL", help="Instead of PROMPTQ_REDIS_URL or REDIS_URL.", show_default=False),
 ]
+
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but for tab and new line: what could steer a terminal."""
 
 
 class CommandError(Exception):
@@ -88,7 +103,7 @@ def _setting(error: ValidationError) -> str:
     if not first["loc"]:
         return reason
     name = str(first["loc"][0]).upper()
-    variable = name if name.startswith(("PROMPTQ_", "XAI_", "REDIS_")) else f"PROMPTQ_{name}"
+    variable = name if name == "REDIS_URL" or name.startswith(("PROMPTQ_", "XAI_")) else f"PROMPTQ_{name}"
     return f"{variable}: {reason}; correct it in the environment"
 
 
@@ -96,6 +111,8 @@ class OneLineErrors(TyperGroup):
     """A typer app with `cls=OneLineErrors` ends every command's errors as one line on stderr and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        _write_any_text()
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -109,8 +126,15 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(code) from None
 
 
+def _write_any_text() -> None:
+    """Answers are UTF-8 in a file or a pipe, whatever the locale; a terminal gets what it can show."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding=None if sys.stdout.isatty() else "utf-8", errors="replace")
+
+
+@functools.cache
 def stderr() -> Console:
-    """The console for everything that is not an answer. Nothing in a text counts as markup."""
+    """The console for everything that is not an answer: one, so that lines and a bar know of each other."""
     return Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
@@ -122,11 +146,11 @@ def note(text: str, style: str | None = None) -> None:
 def say(text: str) -> None:
     """Text on stdout exactly as it is; on a terminal without what would steer it."""
     if sys.stdout.isatty():
-        text = "".join(char for char in text if char.isprintable() or char in "\n\t")
+        text = _CONTROL.sub("", text)
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
     sys.stdout.flush()
 
 
 def one_line(text: str) -> str:
     """A text of others, fit to stand in one line of ours."""
-    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+    return _CONTROL.sub("?", " ".join(text.split()))

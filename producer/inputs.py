@@ -114,12 +114,20 @@ class _Names:
 def _open_twice_readable(path: Path) -> Iterator[BinaryIO]:
     """A regular file as it is; what can be read only once (stdin, a pipe) by way of a temporary file."""
     with contextlib.ExitStack() as stack:
-        file: BinaryIO = sys.stdin.buffer if path == STDIN else stack.enter_context(path.open("rb"))
+        file: BinaryIO = sys.stdin.buffer if path == STDIN else stack.enter_context(_opened(path))
         if path == STDIN or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             spool = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(file, spool)
             file = spool
         yield file
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        error.add_note("give a file with a prompt a line, or - for stdin")
+        raise
 
 
 def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes]]:
@@ -165,7 +173,7 @@ def _object(line: bytes) -> dict[str, Any]:
 def _json(line: bytes) -> dict[str, Any]:
     fields = _object(line)
     if "prompt" not in fields and "messages" not in fields:
-        raise InvalidPayload(f"has neither prompt nor messages; --field takes the prompt from another ({_names_of(fields)})")
+        raise InvalidPayload(f"has neither prompt nor messages; --field takes another field ({_names_of(fields)})")
     return fields
 
 

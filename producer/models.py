@@ -228,7 +228,7 @@ class JobResult(_Read):
     content: str = ""
     reasoning_content: str = ""
     finish_reason: str | None = None
-    """`stop`, `length`, `context`, `tool_calls` or `time_limit`: all but the first mean that something is missing."""
+    """`stop`, `tool_calls`, or why the answer is cut: `length`, `context`, `time_limit`; `unknown` if it is new to us."""
     model: str = ""
     usage: Usage = Usage()
     """Of the attempt that gave the answer; what the others cost is in `attempts`."""

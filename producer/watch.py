@@ -6,10 +6,10 @@ reconnect, and every ten seconds in case a message was lost.
 
 import asyncio
 import contextlib
+import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 
-import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
@@ -22,7 +22,7 @@ _RECONNECT_PAUSE = 0.2
 _LISTENED = ("subscribe", "message")
 _PREFIX = len(keys.done(""))
 
-log = structlog.get_logger("promptq.watch")
+log = logging.getLogger("promptq.watch")
 
 
 class Signals:
@@ -96,7 +96,7 @@ class Watcher:
             try:
                 await self._subscribe_and_hear()
             except (RedisError, OSError) as error:
-                log.warning("watch.reconnecting", reason=type(error).__name__)
+                log.info("subscription lost, reconnecting: %s", type(error).__name__)
                 await asyncio.sleep(_RECONNECT_PAUSE)
 
     async def _subscribe_and_hear(self) -> None:

@@ -1,0 +1,167 @@
+"""What commands print: results for a file, a pipe or a person's screen, and the table of lanes."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import IO, Final
+
+import pydantic_core
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from promptq.producer.console import CommandError, note, one_line, say
+from promptq.producer.models import JobResult, JobStatus, LaneStats, QueueStats, Usage
+
+STDOUT: Final = Path("-")
+_PIPE_WIDTH = 200
+
+Take = Callable[[int, JobResult], None]
+"""Gets each result with the number of its input line, as soon as there is one."""
+
+
+def json_line(number: int, result: JobResult) -> str:
+    """The whole result as one line of JSON, with the number of its input line."""
+    return pydantic_core.to_json({"line": number, **result.model_dump()}).decode() + "\n"
+
+
+@contextlib.contextmanager
+def open_output(path: Path | None) -> Iterator[Take]:
+    """Where results go: JSON lines to a file or a pipe, short lines to a terminal. Raises OSError."""
+    if path is not None and path != STDOUT:
+        with _whole_file(path) as file:
+            yield lambda number, result: _write(file, json_line(number, result))
+    elif path is None and sys.stdout.isatty():
+        yield show
+    else:
+        yield lambda number, result: say(json_line(number, result))
+
+
+def partial(path: Path) -> Path:
+    """Where results gather until the file is whole: beside it, also when `path` is a link to it."""
+    path = path.resolve() if path.is_symlink() else path
+    return path.with_name(f"{path.name}.part")
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[IO[str]]:
+    """A file that takes its name when all of it is there.
+
+    A run that is interrupted, or killed, leaves the results it had beside it, and an older file as it was: Redis keeps
+    the results, so running the command again makes the file whole.
+    """
+    if path.exists() and not path.is_file():  # a device or a pipe cannot be replaced
+        with _opened(path) as file:
+            yield file
+        return
+    part = partial(path)
+    with _opened(part) as file:
+        try:
+            yield file
+            os.fsync(file.fileno())
+        except BaseException:
+            if not file.tell():
+                part.unlink()
+            raise
+    part.replace(part.with_suffix(""))
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        error.add_note("--output takes a file in a folder that can be written to, or - for stdout")
+        raise
+
+
+def _write(file: IO[str], line: str) -> None:
+    file.write(line)
+    file.flush()
+
+
+def show(number: int, result: JobResult) -> None:
+    """One line for a person, cut to the width of the terminal."""
+    line = Text(f"{number:>4}  ", style="dim").append(f"{result.id}  ")
+    if result.status is JobStatus.SUCCEEDED:
+        line.append(one_line(result.content), style="not dim")
+    else:
+        line.append(failure(result), style="not dim red")
+    screen = Console(highlight=False)
+    with screen.capture() as captured:
+        screen.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+    sys.stdout.write(captured.get())  # which a bar redirects, so that it stays below
+
+
+def failure(result: JobResult) -> str:
+    """Why there is no answer, in one line."""
+    error = result.error
+    return f"{error.code}: {one_line(error.message)}" if error else str(result.status)
+
+
+def described(result: JobResult) -> str:
+    """What a person wants to know beside the answer: model, tokens, cost, time, and whether something is missing."""
+    usage = result.usage
+    facts = [result.model, f"{usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens"]
+    if usage.reasoning_tokens:
+        facts.append(f"{usage.reasoning_tokens:,} of reasoning")
+    if usage.cost_usd is not None:
+        facts.append(dollars(usage.cost_usd))
+    if result.started_at and result.finished_at:
+        facts.append(f"{(result.finished_at - result.started_at).total_seconds():,.2f} s")
+    if result.finish_reason not in (None, "stop"):
+        facts.append(f"ended by {result.finish_reason}")
+    if result.tool_calls:
+        facts.append(f"{len(result.tool_calls)} tool calls (--json shows them)")
+    return ", ".join(filter(None, facts))
+
+
+def spent(result: JobResult) -> Usage:
+    """The usage of all attempts: failed ones cost, too."""
+    used = [attempt.usage for attempt in result.attempts if attempt.usage]
+    return sum(used, Usage()) if used else result.usage
+
+
+def dollars(cost: Decimal) -> str:
+    """Four digits after the point, more for less than a cent."""
+    return f"${cost:,.4f}" if cost >= Decimal("0.01") or not cost else f"${cost.normalize():f}"
+
+
+def refuse_overwriting(source: Path, output: Path) -> None:
+    """Raises CommandError if the results would replace the prompts."""
+    for written in (output, partial(output)):
+        if source.exists() and written.exists() and source.samefile(written):
+            raise CommandError(f"{written} holds the prompts; name another file for the results")
+
+
+def show_lanes(stats: QueueStats, now: datetime) -> None:
+    """The table of lanes on stdout, and what else there is to know on stderr."""
+    if stats.lanes:
+        screen = Console(highlight=False, markup=False)
+        screen.print(lanes_table(stats, now), width=screen.width if screen.is_terminal else _PIPE_WIDTH)
+    else:
+        note("nothing waits and nothing runs")
+    if stats.failed:
+        note(f"failed, and still kept: {stats.failed:,}", style="dim")
+
+
+def lanes_table(stats: QueueStats, now: datetime) -> Table:
+    """One row a lane: how many wait in each band, how many run, whether it is paused and why."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model", no_wrap=True)
+    for name in ("high", "normal", "low", "delayed", "running"):
+        table.add_column(name, justify="right")
+    table.add_column("paused")
+    for lane in stats.lanes:
+        counts = (lane.high, lane.normal, lane.low, lane.delayed, lane.running)
+        table.add_row(lane.lane, *(f"{count:,}" for count in counts), _pause(lane, now))
+    return table
+
+
+def _pause(lane: LaneStats, now: datetime) -> str:
+    if lane.paused_until is None or lane.paused_until <= now:
+        return ""
+    return f"{(lane.paused_until - now).total_seconds():.0f} s: {lane.pause_reason or 'no reason given'}"

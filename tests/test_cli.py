@@ -1,0 +1,179 @@
+import contextlib
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+import redis
+import redis.asyncio
+
+from command import COMMAND, FakeWorker, Run, files, one_line, settle_all, text, write
+from promptq.producer import keys
+
+pytest_plugins = ["command_fixture"]
+pytestmark = pytest.mark.producer
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (("enqueue", "nowhere.txt"), 2, "nowhere.txt: No such file or directory; give a file"),
+        (("enqueue", "."), 2, "Is a directory; give a file"),
+        (("enqueue", "empty.txt"), 2, "no prompts there"),
+        (("enqueue", "p.txt", "--output", "no/such/folder"), 2, "No such file or directory; --output takes a file"),
+        (("enqueue", "p.txt", "--output", "p.txt"), 2, "p.txt holds the prompts; name another file"),
+        (("enqueue", "p.txt.part", "--output", "p.txt"), 2, "p.txt.part holds the prompts; name another file"),
+        (("enqueue", "p.txt", "--tenant", " "), 2, "--tenant: must be printable"),
+        (("enqueue", "p.txt", "--model", "promptq"), 2, "--model: 'promptq' is the intake lane"),
+        (("enqueue", "p.txt", "--redis-url", "redis://127.0.0.1:1"), 3, "no Redis at redis://127.0.0.1:1 within 0.5 s"),
+        (("status", "--redis-url", "redis://me:secret/1@host"), 2, "one looks like redis://user:password@host"),
+        (("status", "--redis-url", "http://me:secret@host"), 2, "one looks like redis://user:password@host"),
+        (("result", "nobody"), 4, "no job 'nobody'"),
+        (("result", "nobody", "--wait"), 4, "no job 'nobody'"),
+        (("status", "nobody"), 4, "no job 'nobody'"),
+    ],
+)
+async def test_errors_are_one_line(
+    promptq: Run, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], code: int, said: str
+) -> None:
+    """What a user can do wrong ends as one line and a documented exit code, and enqueues nothing."""
+    monkeypatch.setenv("PROMPTQ_REDIS_TIMEOUT", "0.5")
+    write("p.txt", "Hi")
+    write("p.txt.part", "Hi")
+    write("empty.txt", "", " ")
+    run = await promptq(*args)
+    assert (run.exit_code, run.stdout) == (code, "")
+    line = one_line(run.stderr)
+    assert said in line
+    assert "secret" not in line
+    assert files() == ["empty.txt", "p.txt", "p.txt.part"]
+    assert text("p.txt") == text("p.txt.part") == "Hi\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("PROMPTQ_REDIS_TIMEOUT", "soon"), ("PROMPTQ_MAX_PAYLOAD", "1"), ("PROMPTQ_DEFAULT_MODEL", "")],
+)
+async def test_a_wrong_setting_is_named(
+    promptq: Run, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """A wrong environment variable ends every command by its name."""
+    monkeypatch.setenv(variable, value)
+    run = await promptq("status")
+    assert run.exit_code == 2
+    assert one_line(run.stderr).startswith(f"promptq: {variable}: ")
+
+
+async def test_result(promptq: Run, redis_url: str) -> None:
+    """Nothing but the answer is on stdout; what is known about it is on stderr, or in the JSON."""
+    [job_id] = (await promptq("enqueue", "-", stdin="one\n")).stdout.split()
+    unfinished = await promptq("result", job_id)
+    assert (unfinished.exit_code, unfinished.stdout) == (5, "")
+    assert one_line(unfinished.stderr) == f"promptq: job {job_id} is queued; --wait waits for it"
+    in_time = await promptq("result", job_id, "--timeout", "0.1")
+    assert in_time.exit_code == 5
+    assert "no result within 0.1 s; the job goes on" in one_line(in_time.stderr)
+
+    await settle_all(redis_url)
+    run = await promptq("result", job_id, "--wait")
+    assert (run.exit_code, run.stdout) == (0, "ONE\n")
+    assert run.stderr.startswith("grok-4, 3 + 4 tokens, $0.001, ")
+    known = json.loads((await promptq("result", job_id, "--json")).stdout)
+    assert (known["id"], known["content"], known["attempts"][0]["usage"]["total_tokens"]) == (job_id, "ONE", 7)
+
+
+async def test_result_of_a_failed_job(promptq: Run, redis_url: str) -> None:
+    """Exit code 1 and why, in one line whatever the provider wrote; with --json on stdout too."""
+    [job_id] = (await promptq("enqueue", "-", stdin="fail\n")).stdout.split()
+    await settle_all(redis_url)
+    run = await promptq("result", job_id)
+    assert (run.exit_code, run.stdout) == (1, "")
+    assert one_line(run.stderr) == f"promptq: job {job_id} failed: moderated: no such thing"
+    as_json = await promptq("result", job_id, "--json")
+    assert as_json.exit_code == 1
+    assert json.loads(as_json.stdout)["error"]["code"] == "moderated"
+
+
+async def test_status(promptq: Run, redis_url: str) -> None:
+    """Of one job a word; of all a table with a row for each model, and why one is paused."""
+    assert (await promptq("status")).stderr == "nothing waits and nothing runs\n"
+    [job_id] = (await promptq("enqueue", "-", "--priority", "low", stdin="one\n")).stdout.split()
+    with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
+        client.hset(keys.meter("grok-4"), mapping={"until": 9_999_999_999_999, "reason": "rate_limited"})
+        client.expire(keys.meter("grok-4"), 60)
+    assert (await promptq("status", job_id)).stdout == "queued\n"
+    assert json.loads((await promptq("status", job_id, "--json")).stdout) == {"id": job_id, "status": "queued"}
+    header, row = (await promptq("status")).stdout.splitlines()
+    assert header.split() == ["model", "high", "normal", "low", "delayed", "running", "paused"]
+    assert re.fullmatch(r"grok-4 +0 +0 +1 +0 +0 +\d+ s: rate_limited *", row)
+
+
+async def test_cancel(promptq: Run, redis_url: str) -> None:
+    """Each id gets its word; unknown ones do not keep the others from being cancelled, and exit with 4."""
+    ended, running = (await promptq("enqueue", "-", stdin="one\ntwo\n")).stdout.split()
+    async with FakeWorker(redis_url) as worker:
+        jobs = {job.id: job for job in await worker.claim()}
+        await worker.settle([jobs[ended]])
+        waiting = (await promptq("enqueue", "-", stdin="three\n")).stdout.strip()
+        run = await promptq("cancel", ended, "nobody", running, waiting)
+        assert run.exit_code == 4
+        assert run.stdout.splitlines() == [
+            f"{ended} had succeeded before",
+            f"{running} cancelling",
+            f"{waiting} cancelled",
+        ]
+        assert "no job 'nobody'" in one_line(run.stderr)
+        await worker.settle([jobs[running]])
+
+
+async def test_help_tells_the_exit_codes(promptq: Run) -> None:
+    """`promptq --help` documents them."""
+    assert "130 interrupted" in " ".join((await promptq("--help")).stdout.split())
+
+
+async def test_answers_are_utf8_in_every_locale(promptq: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is piped is UTF-8, even where Python would write ASCII."""
+    [job_id] = (await promptq("enqueue", "-", stdin="caf\u00e9 \U0001f600\n")).stdout.split()
+    await settle_all(redis_url)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert subprocess.check_output([*COMMAND, "result", job_id]) == "CAF\u00c9 \U0001f600\n".encode()
+
+
+async def test_a_reader_that_leaves_is_no_error(promptq: Run, redis_url: str) -> None:
+    """`promptq enqueue --wait | head -1` ends without a word."""
+    file = write("p.txt", *(f"prompt {number}" for number in range(100)))
+    await promptq("enqueue", file)
+    await settle_all(redis_url)
+    process = subprocess.Popen([*COMMAND, "enqueue", file, "--wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr) == (1, b"")
+
+
+async def test_on_a_terminal(promptq: Run, redis_url: str) -> None:
+    """A person sees one line an answer, cut to the width and unable to steer the terminal, and the totals."""
+    file = write("p.txt", f"long\u00a0caf\u00e9 \x1b[2J {'x' * 200}", "fail")
+    await promptq("enqueue", file)
+    await settle_all(redis_url)
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm", "NO_COLOR": "1"}
+    subprocess.run([*COMMAND, "enqueue", file, "--wait"], stdout=theirs, stderr=theirs, env=environment, check=False)
+    screen = os.read(ours, 100_000).decode()
+    os.close(ours)
+    os.close(theirs)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).split("\r")[-1] for line in screen.split("\r\n")]
+    assert any(re.fullmatch(r" +1  \w{20}  LONG CAFÉ \?\[2J X+…", line) and len(line) == 80 for line in lines)
+    assert any(re.fullmatch(r" +2  \w{20}  moderated: no such thing", line) for line in lines)
+    assert any(line.startswith("0 accepted, 2 already there, ") for line in lines)
+    assert "waiting" in screen
+
+
+def test_the_commands_need_no_worker() -> None:
+    """A backend's command line loads neither arq, grpc nor xai_sdk."""
+    script = "import sys, promptq.producer.cli; print(sorted({'arq', 'grpc', 'xai_sdk', 'openai'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[]\n"

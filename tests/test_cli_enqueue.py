@@ -1,0 +1,203 @@
+import asyncio
+import contextlib
+import json
+import signal
+import subprocess
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+
+from command import COMMAND, FakeWorker, Run, files, json_lines, one_line, queued, settle_all, subscribers, text, write
+from promptq.producer import batch, keys
+from promptq.producer.inputs import BadLine
+from waiting import wait_until
+
+pytest_plugins = ["command_fixture"]
+pytestmark = pytest.mark.producer
+
+
+async def test_the_same_file_twice_runs_nothing_twice(promptq: Run, redis_url: str) -> None:
+    """Ids come in the order of the lines; the second run finds the same jobs."""
+    file = write("p.txt", "one", "two", "one")
+    first, again = await promptq("enqueue", file), await promptq("enqueue", file)
+    assert (first.exit_code, again.exit_code) == (0, 0)
+    assert len(set(first.stdout.split())) == 3
+    assert again.stdout == first.stdout
+    assert first.stderr.startswith("3 accepted, ")
+    assert again.stderr.startswith("0 accepted, 3 already there, ")
+    assert queued(redis_url) == 3
+
+
+async def test_another_model_is_another_run(promptq: Run, redis_url: str) -> None:
+    """Options reach the jobs, and change their ids."""
+    file = write("p.txt", "one")
+    before = await promptq("enqueue", file)
+    after = await promptq("enqueue", file, "--model", "grok-3", "--priority", "high")
+    assert before.stdout != after.stdout
+    assert queued(redis_url, "grok-3") == 1
+    assert json.loads((await promptq("status", "--json")).stdout)["lanes"][0] == {
+        "lane": "grok-3", "high": 1, "normal": 0, "low": 0, "delayed": 0, "running": 0,
+        "paused_until": None, "pause_reason": None,
+    }  # fmt: skip
+
+
+async def test_wait_prints_results_with_their_lines(promptq: Run, redis_url: str) -> None:
+    """Into a pipe: one JSON object a job, with the number of its line, its answer and its usage; totals on stderr."""
+    file = write("p.txt", "one", "", "two")
+    await promptq("enqueue", file)
+    assert await settle_all(redis_url) == 2
+    run = await promptq("enqueue", file, "--wait")
+    assert run.exit_code == 0
+    results = {result["line"]: result for result in json_lines(run.stdout)}
+    assert {number: result["content"] for number, result in results.items()} == {1: "ONE", 3: "TWO"}
+    assert results[1]["usage"]["total_tokens"] == 7
+    assert (results[1]["status"], results[1]["error"]) == ("succeeded", None)
+    assert "0 accepted, 2 already there, 2 succeeded, 14 tokens, $0.002, " in run.stderr
+
+
+async def test_failed_jobs_fail_the_command(promptq: Run, redis_url: str) -> None:
+    """A failure is a result like others, counted, and exit code 1."""
+    file = write("p.txt", "one", "fail")
+    await promptq("enqueue", file)
+    await settle_all(redis_url)
+    run = await promptq("enqueue", file, "--output", "out.jsonl")
+    assert run.exit_code == 1
+    assert (run.stdout, files()) == ("", ["out.jsonl", "p.txt"])
+    errors = {result["line"]: result["error"] for result in json_lines(text("out.jsonl"))}
+    assert errors == {1: None, 2: {"code": "moderated", "message": "no\nsuch   thing"}}
+    assert "1 succeeded" in run.stderr
+    assert "1 failed" in run.stderr
+    assert run.stderr.endswith("; results in out.jsonl\n")
+
+
+async def test_a_result_that_is_gone_does_not_hold_up_the_rest(
+    promptq: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job whose result's time was over before it was read is counted, and the others are waited for."""
+    file = write("p.txt", "one", "two")
+    gone = (await promptq("enqueue", file)).stdout.split()[0]
+    await settle_all(redis_url)
+
+    async def lose_it(*args: Any, **kwargs: Any) -> batch.Tickets:
+        tickets = await enqueue(*args, **kwargs)
+        with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
+            client.delete(keys.ledger(gone), keys.result(gone))
+        return tickets
+
+    enqueue = batch.enqueue
+    monkeypatch.setattr(batch, "enqueue", lose_it)
+    run = await promptq("enqueue", file, "--wait")
+    assert run.exit_code == 1
+    assert [result["line"] for result in json_lines(run.stdout)] == [2]
+    assert "1 succeeded, 1 no longer kept" in run.stderr
+
+
+async def test_many_jobs_are_watched_a_few_at_a_time(
+    promptq: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room to wait for fewer jobs than there are, each still gives its result once."""
+    monkeypatch.setattr(batch, "WATCHED", 250)
+    file = write("p.txt", *(f"prompt {number}" for number in range(600)))
+    assert len((await promptq("enqueue", file)).stdout.split()) == 600
+    assert await settle_all(redis_url) == 600
+    results = json_lines((await promptq("enqueue", file, "--output", "-")).stdout)
+    assert sorted(result["line"] for result in results) == list(range(1, 601))
+
+
+async def test_bad_lines_refuse_the_file(promptq: Run, redis_url: str) -> None:
+    """Each bad line is reported by its number, none by its text, up to twenty; nothing is enqueued."""
+    file = write("p.jsonl", '{"prompt": "good"}', *['{"prompt": "secret", "max_tokens": -1}'] * 25)
+    run = await promptq("enqueue", file)
+    assert (run.exit_code, run.stdout, queued(redis_url)) == (2, "", 0)
+    *lines, more, verdict = run.stderr.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"line {number}" for number in range(2, 22)]
+    assert more == "... and 5 more"
+    assert verdict == "promptq: 25 of 26 lines are bad and nothing was enqueued; correct them, or add --skip-bad"
+    assert "secret" not in run.stderr
+
+
+async def test_skip_bad_enqueues_the_others(promptq: Run, redis_url: str) -> None:
+    """With --skip-bad the good lines run, and the bad ones are still reported."""
+    run = await promptq("enqueue", "-", "--skip-bad", stdin='{"prompt": "good"}\n{"prompt": 5}\n')
+    assert run.exit_code == 0
+    report, summary = run.stderr.splitlines()
+    assert report.startswith("line 2: prompt: ")
+    assert summary.startswith("1 accepted, 1 bad lines left out, ")
+    assert queued(redis_url) == 1
+
+
+async def test_a_full_lane(promptq: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 3, how far it came, and that the same command goes on from there."""
+    monkeypatch.setenv("PROMPTQ_MAX_QUEUED", "300")
+    file = write("p.txt", *(f"prompt {number}" for number in range(400)))
+    run = await promptq("enqueue", file)
+    assert run.exit_code == 3
+    assert "250 of 400 jobs are in, the same command goes on from there" in one_line(run.stderr)
+    await settle_all(redis_url)
+    assert (await promptq("enqueue", file)).stderr.startswith("150 accepted, 250 already there, ")
+
+
+async def test_a_file_that_changes_is_noticed(promptq: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that is lost between check and enqueue is not lost in silence."""
+    check = batch.check
+
+    def check_and_spoil(*args: Any) -> list[BadLine]:
+        bad = check(*args)
+        write("p.jsonl", '{"prompt": "one"}', '{"prompt": ""}')
+        return bad
+
+    monkeypatch.setattr(batch, "check", check_and_spoil)
+    run = await promptq("enqueue", write("p.jsonl", '{"prompt": "one"}', '{"prompt": "two"}'))
+    assert run.stderr.startswith("the file changed while it was read; run the same command again\n1 accepted, ")
+
+
+async def test_a_taken_id_is_found_on_its_line(promptq: Run) -> None:
+    """The same id with another request: which line, what is in the queue, and exit code 2."""
+    await promptq("enqueue", "-", stdin='{"prompt": "a", "id": "mine"}\n')
+    run = await promptq("enqueue", "-", stdin='{"prompt": "b"}\n{"prompt": "c", "id": "mine"}\n')
+    assert run.exit_code == 2
+    line = one_line(run.stderr)
+    assert "'mine' belongs to a job with another request" in line
+    assert "it stands on line 2; 1 of 2 jobs are in" in line
+
+
+async def test_nobody_works(promptq: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits while no job runs is told to start a worker, and still gets the answers."""
+    said: list[str] = []
+    monkeypatch.setattr(batch, "REMARK_AFTER", 0.05)
+    monkeypatch.setattr(batch, "note", lambda text, **_: said.append(text))
+    waiting = asyncio.ensure_future(promptq("enqueue", "-", "--wait", stdin="one\n"))
+    await wait_until(lambda: said == ["no job is running: start a worker with `promptq worker`"])
+    await settle_all(redis_url)
+    assert [result["content"] for result in json_lines((await waiting).stdout)] == ["ONE"]
+
+
+async def test_interrupted_and_run_again(promptq: Run, redis_url: str) -> None:
+    """Ctrl-C while waiting: exit code 130, how to go on, an older file stays until the new one is whole."""
+    write("out.jsonl", "older")
+    command = (*COMMAND, "enqueue", write("p.txt", "one", "two", "three"), "--output", "out.jsonl")
+    process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE)
+    await wait_until(lambda: queued(redis_url) == 3, message="the jobs are queued")
+    async with FakeWorker(redis_url) as worker:
+        jobs = await worker.claim()
+        await worker.settle(jobs[:1])
+        await wait_until(lambda: "ONE" in text("out.jsonl.part"), message="the first result is written")
+        process.send_signal(signal.SIGINT)
+        _, stderr = await process.communicate()
+        assert process.returncode == 130
+        assert one_line(stderr.decode()) == (
+            "promptq: interrupted; the jobs go on, and the same command goes on waiting"
+            " (1 results so far: out.jsonl.part)"
+        )
+        assert text("out.jsonl") == "older\n"
+
+        process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE)
+        await wait_until(lambda: subscribers(redis_url) == 1, message="the command waits")
+        await worker.settle(jobs[1:])
+    _, stderr = await process.communicate()
+    assert process.returncode == 0
+    assert stderr.startswith(b"0 accepted, 3 already there, 3 succeeded, 21 tokens, ")
+    assert {result["content"] for result in json_lines(text("out.jsonl"))} == {"ONE", "TWO", "THREE"}
+    assert files() == ["out.jsonl", "p.txt"]

@@ -1,0 +1,219 @@
+"""`xai` answers with xAI's own SDK over gRPC: `chat.create(...)`, then one `chat.sample()`.
+
+Loads grpc and xai_sdk: import it only where a worker is built.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Self
+
+import grpc.aio
+from pydantic import SecretStr
+from xai_sdk import AsyncClient
+from xai_sdk.aio.chat import Chat
+from xai_sdk.chat import assistant, developer, system, user
+from xai_sdk.proto import chat_pb2, sample_pb2, usage_pb2
+
+from promptq.producer.errors import ErrorCode, PromptqError
+from promptq.producer.models import PromptJob, ToolCall, Usage
+from promptq.worker.providers.base import Answer, ProviderError
+from promptq.worker.providers.xai_errors import error_of, presentable, without_quotes
+from promptq.worker.providers.xai_pool import ClientPool, cancellable, connections_for
+from promptq.worker.settings import Settings
+
+LONGEST_JOB_TIMEOUT = 86_400.0
+"""Seconds: what PromptJob allows."""
+RPC_MARGIN = 300.0
+
+_NO_PROMPTS_IN_TRACES = "XAI_SDK_DISABLE_SENSITIVE_TELEMETRY_ATTRIBUTES"
+
+_CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    # Otherwise gRPC gives all clients of a process the same connection.
+    ("grpc.use_local_subchannel_pool", 1),
+    # One retry here is a second generation, paid and recorded by nobody. The queue owns every retry.
+    ("grpc.enable_retries", 0),
+    # By default a channel looks again for a server that was away only every two minutes.
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+)
+_PLAIN_OPTIONS: tuple[tuple[str, int], ...] = (("grpc.enable_http_proxy", 0),)
+
+_MESSAGE_OF: dict[str, Callable[[str], chat_pb2.Message]] = {
+    "system": system,
+    "developer": developer,
+    "user": user,
+    "assistant": assistant,
+}
+
+_FINISH_REASONS: dict[int, str] = {
+    sample_pb2.REASON_STOP: "stop",
+    sample_pb2.REASON_MAX_LEN: "length",
+    sample_pb2.REASON_MAX_CONTEXT: "context",
+    sample_pb2.REASON_TOOL_CALLS: "tool_calls",
+    sample_pb2.REASON_TIME_LIMIT: "time_limit",
+}
+
+# Calls of other types are of tools that xAI has already run itself.
+_FOR_THE_CALLER = (chat_pb2.TOOL_CALL_TYPE_INVALID, chat_pb2.TOOL_CALL_TYPE_CLIENT_SIDE_TOOL)
+
+
+class ApiKeyError(PromptqError, ValueError):
+    """There is no usable xAI API key. One line, which says what to set."""
+
+
+class XaiProvider:
+    """Calls xAI over a few connections, which open with the first calls.
+
+    Args:
+        api_key: Surrounding white space does not count.
+        host: `name` or `name:port`.
+        insecure: Plain text instead of TLS, past any proxy: for the simulator.
+        max_jobs: Calls at once that there are connections for.
+        job_timeout: Seconds; the RPC's own limit is longer than this, and than any job's.
+
+    Raises:
+        ApiKeyError: The key is missing, or is not one.
+    """
+
+    name = "xai"
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None,
+        host: str,
+        insecure: bool = False,
+        max_jobs: int = 100,
+        job_timeout: float = 3600.0,
+    ) -> None:
+        self._key = SecretStr(_checked(api_key))
+        self._host = host
+        self._insecure = insecure
+        self._rpc_timeout = max(job_timeout, LONGEST_JOB_TIMEOUT) + RPC_MARGIN
+        self._pool = ClientPool(self._open_client, connections_for(max_jobs))
+        os.environ.setdefault(_NO_PROMPTS_IN_TRACES, "1")
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """The provider that these settings describe.
+
+        Raises:
+            ApiKeyError: As the constructor; also if the key's file cannot be read.
+        """
+        try:
+            key = settings.api_key()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            path = settings.xai_api_key_file
+            raise ApiKeyError(f"cannot read XAI_API_KEY_FILE ({path}): {reason}") from None
+        return cls(
+            api_key=key,
+            host=settings.xai_host,
+            insecure=settings.xai_insecure,
+            max_jobs=settings.max_jobs,
+            job_timeout=settings.job_timeout,
+        )
+
+    async def sample(self, job: PromptJob, timeout: float) -> Answer:
+        """As `Provider.sample`. A call that xAI cancels is a ProviderError, never a CancelledError.
+
+        The SDK's exceptions are not chained: their text may hold the key or the prompt.
+        """
+        del timeout  # the caller's; the RPC's own is longer than any
+        try:
+            with self._pool.lend() as client:
+                response = await cancellable(self._chat(client, job).sample())
+            return _answer(response.proto, job)
+        except ProviderError:
+            raise
+        except grpc.aio.AioRpcError as error:
+            details = self._without_secrets(error.details() or "", job)
+            raise error_of(error.code(), details, error.trailing_metadata()) from None
+        except Exception as error:  # noqa: BLE001 - whatever the SDK raises, the job must learn of it
+            raise self._failure(ErrorCode.PROVIDER_ERROR, error, job) from None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._pool.aclose()
+
+    def _open_client(self) -> AsyncClient:
+        return AsyncClient(
+            api_key=self._key.get_secret_value(),
+            api_host=self._host,
+            timeout=self._rpc_timeout,
+            channel_options=[*_CHANNEL_OPTIONS, *(_PLAIN_OPTIONS if self._insecure else ())],
+            use_insecure_channel=self._insecure,
+        )
+
+    def _chat(self, client: AsyncClient, job: PromptJob) -> Chat:
+        """The request. What is None is left out of it."""
+        if job.model is None:
+            raise ProviderError(ErrorCode.INVALID_REQUEST, "the job names no model")
+        try:
+            return client.chat.create(
+                job.model,
+                messages=[_MESSAGE_OF[message.role](message.content) for message in job.messages],
+                max_tokens=job.max_tokens,
+                temperature=job.temperature,
+                top_p=job.top_p,
+                frequency_penalty=job.frequency_penalty,
+                presence_penalty=job.presence_penalty,
+                reasoning_effort=job.reasoning_effort,
+                seed=job.seed,
+                stop=job.stop,
+                user=job.user,
+            )
+        except (TypeError, ValueError) as error:
+            raise self._failure(ErrorCode.INVALID_REQUEST, error, job) from None
+
+    def _failure(self, code: ErrorCode, error: Exception, job: PromptJob) -> ProviderError:
+        said = self._without_secrets(f"{type(error).__name__}: {error}", job)
+        return ProviderError(code, presentable(said))
+
+    def _without_secrets(self, text: str, job: PromptJob) -> str:
+        """Also so that no prompt, quoted in an error, can pass for what xAI says of the account."""
+        contents = [message.content for message in job.messages]
+        return without_quotes(text, [self._key.get_secret_value(), *contents])
+
+
+def _checked(api_key: str | None) -> str:
+    key = (api_key or "").strip()
+    if not key:
+        raise ApiKeyError("no xAI API key: set XAI_API_KEY or XAI_API_KEY_FILE")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ApiKeyError("not an xAI API key, by its characters: set XAI_API_KEY or XAI_API_KEY_FILE to one")
+    return key
+
+
+def _answer(response: chat_pb2.GetChatCompletionResponse, job: PromptJob) -> Answer:
+    """Reads the message itself: the SDK's properties search it anew each, and fail on new words."""
+    usage = _usage(response.usage)
+    outputs = [out for out in response.outputs if out.message.role == chat_pb2.ROLE_ASSISTANT]
+    if not outputs:
+        raise ProviderError(ErrorCode.PROVIDER_ERROR, "an answer without any output", usage=usage)
+    last = outputs[-1]
+    return Answer(
+        content=last.message.content,
+        model=response.model or str(job.model),
+        usage=usage,
+        finish_reason=_FINISH_REASONS.get(last.finish_reason, "unknown"),
+        reasoning_content=last.message.reasoning_content,
+        tool_calls=tuple(
+            ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+            for output in outputs
+            for call in output.message.tool_calls
+            if call.HasField("function") and call.type in _FOR_THE_CALLER
+        ),
+        citations=tuple(response.citations),
+        response_id=response.id or None,
+    )
+
+
+def _usage(usage: usage_pb2.SamplingUsage) -> Usage:
+    return Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        cached_prompt_tokens=usage.cached_prompt_text_tokens,
+        total_tokens=usage.total_tokens,
+        cost_in_usd_ticks=usage.cost_in_usd_ticks if usage.HasField("cost_in_usd_ticks") else None,
+    )

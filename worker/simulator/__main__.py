@@ -1,0 +1,5 @@
+"""`python -m promptq.worker.simulator`."""
+
+from promptq.worker.simulator.command import main
+
+main()

@@ -1,0 +1,31 @@
+"""Addresses, as they are listened on and as they are called."""
+
+import ipaddress
+
+LOOPBACK = "127.0.0.1"
+
+
+def joined(address: str, port: int) -> str:
+    """`address:port`, with brackets around an IPv6 address."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach it."""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def callable_from_here(address: str) -> str:
+    """What a client on this machine calls: loopback for an address that means all interfaces."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if not parsed.is_unspecified:
+        return address
+    return LOOPBACK if parsed.version == 4 else "::1"

@@ -1,0 +1,173 @@
+"""The knobs of the simulator: how it answers, what that costs, and what goes wrong."""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
+
+from promptq.worker.simulator.spread import Spread, parse_count, parse_spread
+
+MIB = 1 << 20
+
+StatusName = Literal[
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+]
+
+_TRAILER_KEY = re.compile(r"[0-9a-z_.-]+")
+_FIELDS_OF_ONE_KIND = {
+    "code": "status",
+    "details": "status",
+    "trailers": "status",
+    "after_start": "status",
+    "size": "oversized",
+}
+
+
+def _can_be_sent(trailers: dict[str, str]) -> dict[str, str]:
+    for key, value in trailers.items():
+        if not _TRAILER_KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no trailer key: lower-case letters, digits and -_. only")
+        if key.endswith("-bin"):
+            _check_base64(key, value)
+        elif not (value.isascii() and value.isprintable()):
+            raise ValueError(f"the value of {key!r} must be printable ASCII")
+    return trailers
+
+
+def _check_base64(key: str, value: str) -> None:
+    try:
+        base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"the value of {key!r} must be base64: its key ends in -bin") from None
+
+
+Latency = Annotated[Spread, BeforeValidator(parse_spread), PlainSerializer(str)]
+TokenCount = Annotated[Spread, BeforeValidator(parse_count), PlainSerializer(str)]
+Trailers = Annotated[dict[str, str], AfterValidator(_can_be_sent)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Fault(_Frozen):
+    """What goes wrong with a call. Of several that fit, the first in the list happens.
+
+    - `status`: the call ends with `code`, `details` and `trailers`; at once and free of charge, or
+      with `after_start` when the answer would have come and charged in full.
+    - `drop_call`: charged in full, then UNAVAILABLE, as when a connection breaks.
+    - `hang`: charged in full, never answers; the client has to give up.
+    - `oversized`: an answer of `size` bytes, more than the client's 20 MiB receive limit.
+
+    Attributes:
+        rate: The probability that a call that fits fails, 0 to 1.
+        match: Only prompts that contain this text fit.
+        times: It happens at most so often; None is for ever.
+        trailers: A key that ends in `-bin` has its value in base64.
+        size: Bytes of text in an `oversized` answer.
+    """
+
+    kind: Literal["status", "drop_call", "hang", "oversized"]
+    rate: float = Field(default=1.0, ge=0, le=1)
+    match: str | None = None
+    times: int | None = Field(default=None, ge=0)
+    code: StatusName = "UNAVAILABLE"
+    details: str = "simulated fault"
+    trailers: Trailers = {}
+    after_start: bool = False
+    size: int = Field(default=21 * MIB, gt=0, le=256 * MIB)
+
+    @model_validator(mode="after")
+    def _has_only_fields_of_its_kind(self) -> Self:
+        for field, kind in _FIELDS_OF_ONE_KIND.items():
+            is_set = getattr(self, field) != type(self).model_fields[field].default
+            if is_set and kind != self.kind:
+                raise ValueError(f"{field} belongs to kind {kind!r}, not to {self.kind!r}")
+        return self
+
+
+class TokenCost(_Frozen):
+    """What a token costs, in ticks (10**10 are 1 USD). Reasoning tokens cost as completion tokens.
+
+    The defaults are 3 USD and 15 USD for a million tokens.
+    """
+
+    prompt: int = Field(default=30_000, ge=0)
+    completion: int = Field(default=150_000, ge=0)
+
+
+def _parse_cost(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value == "none":
+        return None
+    prompt, _, completion = value.partition(",")
+    if not (prompt.isdecimal() and completion.isdecimal()):
+        raise ValueError("must be PROMPT,COMPLETION in whole ticks, or none")
+    return TokenCost(prompt=int(prompt), completion=int(completion))
+
+
+class Knobs(_Frozen):
+    """How the simulator answers.
+
+    Attributes:
+        latency: Seconds until the answer: a number, or text such as `uniform:0.5,2`,
+            `lognormal:MEDIAN,SIGMA` or `exponential:MEAN`.
+        answer_tokens: Length of the answer: a whole number or `uniform:LOW,HIGH`. The same prompt
+            always gets the same length.
+        reasoning_tokens: Tokens thought before the answer, like `answer_tokens`.
+        cached_share: Share of the prompt's text tokens that counts as cached, 0 to 1.
+        cost_in_usd_ticks: Cost of a token, also as text `PROMPT,COMPLETION`; None (`none`) leaves
+            the cost out of the usage.
+        max_concurrent_streams: Calls at a time that one connection may have; None is no limit. Only
+            at start.
+        seed: Makes draws repeatable, and is part of what an answer says.
+        faults: What goes wrong.
+    """
+
+    latency: Latency = Spread("fixed", 0.0)
+    answer_tokens: TokenCount = Spread("fixed", 60.0)
+    reasoning_tokens: TokenCount = Spread("fixed", 0.0)
+    cached_share: float = Field(default=0.0, ge=0, le=1)
+    cost_in_usd_ticks: Annotated[TokenCost | None, BeforeValidator(_parse_cost)] = TokenCost()
+    max_concurrent_streams: int | None = Field(default=None, gt=0)
+    seed: int = 0
+    faults: tuple[Fault, ...] = ()
+
+    def patched(self, changes: Mapping[str, Any]) -> Self:
+        """These knobs with `changes` on top.
+
+        Raises:
+            ValueError: a change is bad (pydantic's ValidationError, which names the field), or of a
+                knob that can be set only at start.
+        """
+        patched = self.model_validate({**self.model_dump(), **changes})
+        if patched.max_concurrent_streams != self.max_concurrent_streams:
+            raise ValueError("max_concurrent_streams can be set only when the simulator starts")
+        return patched
