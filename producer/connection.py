@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -31,6 +32,7 @@ OUTAGE: Final = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, Read
 """What a Redis that is away, starting, or no longer the primary looks like: worth trying again."""
 
 SENTINEL_SCHEME: Final = "redis+sentinel"
+_EXAMPLES = "redis://host:6379/0, rediss://..., unix:///path, redis+sentinel://host:port,host:port/service/db"
 _PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)
 
 
@@ -48,12 +50,17 @@ def open_redis(
     options: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
-        "socket_keepalive": True,
         "retry": Retry(NoBackoff(), 0),
     }
-    if urlsplit(url).scheme == SENTINEL_SCHEME:
-        return _open_by_sentinel(url, options, client)
-    pool = BlockingConnectionPool.from_url(url, max_connections=max_connections, timeout=timeout, **options)
+    try:
+        if urlsplit(url).scheme != "unix":
+            options["socket_keepalive"] = True
+        if urlsplit(url).scheme == SENTINEL_SCHEME:
+            return _open_by_sentinel(url, options, client)
+        pool = BlockingConnectionPool.from_url(url, max_connections=max_connections, timeout=timeout, **options)
+    except ValueError:  # whose text may quote the password
+        raise ValueError(f"not a Redis URL; such are {_EXAMPLES}") from None
+    pool.connection_kwargs["decode_responses"] = False  # whatever the URL says
     redis = client(connection_pool=pool)
     redis.auto_close_connection_pool = True
     return redis
@@ -64,7 +71,7 @@ def _open_by_sentinel(url: str, options: dict[str, Any], client: type[ClientT]) 
     _, _, hosts = parts.netloc.rpartition("@")
     service, _, db = parts.path.strip("/").partition("/")
     if not hosts or not service:
-        raise ValueError("a sentinel URL is redis+sentinel://host:port,host:port/service/db")
+        raise ValueError("hosts and service are needed")
     addresses = [(host, int(port or 26379)) for host, _, port in (each.partition(":") for each in hosts.split(","))]
     login = {"username": parts.username, "password": parts.password}
     credentials = {name: unquote(value) for name, value in login.items() if value}
@@ -74,9 +81,19 @@ def _open_by_sentinel(url: str, options: dict[str, Any], client: type[ClientT]) 
     return redis
 
 
+async def close_redis(redis: Redis) -> None:
+    """Close a client of `open_redis` with all its connections, those to sentinels too."""
+    await redis.aclose()
+    manager = getattr(redis.connection_pool, "sentinel_manager", None)
+    for sentinel in manager.sentinels if manager else ():
+        await sentinel.aclose()
+
+
 def public_url(url: str) -> str:
     """The URL without its user and password, for messages."""
     parts = urlsplit(url)
+    if "@" in parts.path + parts.query + parts.fragment:
+        return f"{parts.scheme}://***"  # a password that should have been escaped
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
@@ -85,6 +102,15 @@ async def try_until(timeout: float, call: Callable[[], Awaitable[T]], where: str
 
     Raises QueueUnavailable naming `where`, or QueueFull if Redis is out of memory.
     """
+    task = asyncio.current_task()
+    cancels = task.cancelling() if task else 0
+    reply = await _try_until(timeout, call, where)
+    if task and task.cancelling() > cancels:
+        raise asyncio.CancelledError  # Python 3.11's wait_for, inside redis-py, may have swallowed it
+    return reply
+
+
+async def _try_until(timeout: float, call: Callable[[], Awaitable[T]], where: str) -> T:
     problem: BaseException | None = None
     try:
         async with asyncio.timeout(timeout):
@@ -102,7 +128,7 @@ async def try_until(timeout: float, call: Callable[[], Awaitable[T]], where: str
         why = str(problem or error) or "no answer"
         raise QueueUnavailable(f"no Redis at {where} within {timeout:g} s: {why}; is it running?") from problem
     except ResponseError as error:
-        if "OOM" in str(error):
+        if isinstance(error, OutOfMemoryError) or "-OOM" in str(error):  # the latter from a script in Redis 6
             raise QueueFull(
                 f"Redis at {where} is out of memory; wait for jobs to be read and expire, or raise maxmemory"
             ) from error

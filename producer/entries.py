@@ -9,11 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from promptq.producer import codec, keys
+from promptq.producer import codec
 from promptq.producer.errors import InvalidJob, InvalidPayload, PayloadTooLarge
 from promptq.producer.models import PromptJob
 from promptq.producer.scripts import Adoption, Entry
 from promptq.producer.settings import ProducerSettings, milliseconds
+
+_CALENDAR_ENDS = 253_402_300_800_000
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """A user's prompt, or messages such as `{"role": "user", "content": "Hi"}`."""
@@ -45,7 +47,12 @@ def _invalid(error: ValidationError, position: int | None, *, is_prompt: bool) -
     """The first complaint, without the value that was given: it may be a prompt or a secret."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     loc = first["loc"]
-    field = "prompt" if is_prompt and loc[:1] == ("messages",) else ".".join(map(str, loc)) or "prompt"
+    if is_prompt and loc[:1] == ("messages",):
+        field = "prompt"
+    elif loc[:1] == ("deadline",):
+        field = "deadline"  # without the kind that it might have been
+    else:
+        field = ".".join(map(str, loc)) or "prompt"
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         reason = "no such option"
@@ -63,10 +70,15 @@ def entry_of(job: PromptJob, settings: ProducerSettings, position: int | None = 
     )
     if len(payload) > settings.max_payload:
         raise PayloadTooLarge("prompt", f"{len(payload)} bytes encoded, {settings.max_payload} allowed", position)
-    return _entry(job, job.id or uuid.uuid4().hex, str(job.model), payload, position)
+    entry = _entry(job, job.id or uuid.uuid4().hex, str(job.model), payload, position)
+    if entry.size > settings.max_payload:
+        raise PayloadTooLarge(
+            "metadata", f"{entry.size} bytes with the request, {settings.max_payload} allowed", position
+        )
+    return entry
 
 
-def adoption_of(job_id: str, record: Mapping[str, Any], settings: ProducerSettings) -> Adoption:
+def adoption_of(job_id: str, lane: str, record: Mapping[str, Any], settings: ProducerSettings) -> Adoption:
     """The ledger for a job that a plain arq client enqueued.
 
     `record` is its decoded payload: `sample_prompt`, at most one positional argument, keywords as for `enqueue`.
@@ -78,9 +90,13 @@ def adoption_of(job_id: str, record: Mapping[str, Any], settings: ProducerSettin
     if job.id is not None:
         raise InvalidJob("id", "give arq's _job_id instead")
     job = _with_model(job, settings)
-    entry = _entry(job, job_id, keys.INTAKE, b"", None)
-    enqueued = record.get("et")
-    return Adoption(entry, str(job.model), enqueued if isinstance(enqueued, int) else round(time.time() * 1000))
+    entry = _entry(job, job_id, lane, b"", None)
+    return Adoption(entry, str(job.model), _enqueued(record.get("et")))
+
+
+def _enqueued(said: Any) -> int:
+    """When a plain arq client says that it enqueued, if a calendar has that moment; else now."""
+    return said if type(said) is int and 0 <= said < _CALENDAR_ENDS else round(time.time() * 1000)
 
 
 def job_in(record: Mapping[str, Any]) -> PromptJob:
@@ -101,7 +117,7 @@ def _entry(job: PromptJob, job_id: str, lane: str, payload: bytes, position: int
         delay=milliseconds(job.delay) if job.delay else 0,
         deadline=_deadline(job.deadline),
         ttl=None if job.result_ttl is None else milliseconds(job.result_ttl),
-        metadata=_encode(job.metadata, position) if job.metadata else b"",
+        metadata=_encode(job.metadata, position, "metadata") if job.metadata else b"",
         payload=payload,
     )
 
@@ -118,8 +134,8 @@ def _deadline(deadline: timedelta | datetime | None) -> str:
     return str(round(deadline.timestamp() * 1000))
 
 
-def _encode(value: Any, position: int | None) -> bytes:
+def _encode(value: Any, position: int | None, field: str = "prompt") -> bytes:
     try:
         return codec.dumps(value)
     except InvalidPayload as error:
-        raise InvalidJob("prompt", str(error), position) from None
+        raise InvalidJob(field, str(error), position) from None

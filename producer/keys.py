@@ -14,7 +14,7 @@ DEADLINES: Final = "promptq:deadlines"
 """ZSET job id -> deadline in ms. Writer: enqueue, adopt. A job leaves when it ends."""
 
 FAILED: Final = "promptq:failed"
-"""ZSET job id -> ms it failed. Writer: whatever ends a job as failed. TTL and trimmed: the failure TTL."""
+"""ZSET job id -> ms until which its result is kept. Writer: whatever ends a job as failed. TTL: the longest of them."""
 
 ABORT: Final = "arq:abort"
 """ZSET job id -> ms, arq's own list of aborts. Writer: `arq.jobs.Job.abort`. Emptied by claim and renew."""
@@ -57,7 +57,7 @@ def running(model: str) -> str:
 
 
 def fair(model: str, band: int) -> str:
-    """ZSET tenant -> finish of its last turn, "" -> the band's clock. Writer: enqueue, claim. Goes with the lane."""
+    """ZSET tenant -> finish of its last turn, "" -> the clock, " " -> the last newcomer. Goes with the lane."""
     return f"promptq:fair:{model}:{band}"
 
 

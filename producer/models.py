@@ -76,9 +76,28 @@ ModelName = Annotated[Name, AfterValidator(_not_the_intake)]
 Text = Annotated[str, Field(min_length=1)]
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _in_the_calendar(deadline: timedelta | datetime) -> timedelta | datetime:
+    if isinstance(deadline, datetime):
+        try:
+            deadline.astimezone(UTC).timestamp()
+        except (OverflowError, ValueError, OSError):
+            raise ValueError("is beyond the calendar") from None
+    return deadline
+
+
 def _seconds(deadline: Any) -> Any:
     """A number is seconds from now, never a time since 1970."""
-    if not isinstance(deadline, int | float) or isinstance(deadline, bool):
+    if isinstance(deadline, bool | Decimal) or (isinstance(deadline, str) and _is_number(deadline)):
+        raise ValueError("must be seconds as int or float, a timedelta or a datetime")
+    if not isinstance(deadline, int | float):
         return deadline
     if not 0 < deadline <= _LONGEST.total_seconds():
         raise ValueError(f"must be more than 0 seconds and at most {_LONGEST.days} days")
@@ -126,7 +145,9 @@ class PromptJob(_Frozen):
     tenant: Name = "default"
     delay: Duration | None = None
     """Not before this much from now."""
-    deadline: Annotated[PositiveDuration | datetime, BeforeValidator(_seconds)] | None = None
+    deadline: (
+        Annotated[PositiveDuration | datetime, BeforeValidator(_seconds), AfterValidator(_in_the_calendar)] | None
+    ) = None
     """From now, or a point in time (naive ones are local time). Without an answer by then the job is `expired`."""
     result_ttl: PositiveDuration | None = None
     """How long its result is kept. None: `PROMPTQ_RESULT_TTL`, `PROMPTQ_FAILURE_TTL`."""
@@ -228,7 +249,7 @@ class JobResult(_Read):
     content: str = ""
     reasoning_content: str = ""
     finish_reason: str | None = None
-    """`stop`, `tool_calls`, or why the answer is cut: `length`, `context`, `time_limit`; `unknown` if it is new to us."""
+    """`stop`, `tool_calls`, or why it is cut: `length`, `context`, `time_limit`; `unknown` if it is new to us."""
     model: str = ""
     usage: Usage = Usage()
     """Of the attempt that gave the answer; what the others cost is in `attempts`."""

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 from redis.asyncio import Redis
 
 from promptq.producer import keys, reading, scripts
-from promptq.producer.connection import open_redis, public_url, try_until
+from promptq.producer.connection import close_redis, open_redis, public_url, try_until
 from promptq.producer.entries import Prompt, entry_of, job_of
 from promptq.producer.errors import IdConflict, JobNotFound, PromptqError, QueueFull, QueueUnavailable, WaitTimeout
 from promptq.producer.models import JobResult, JobStatus, PromptJob, QueueStats
@@ -91,7 +91,7 @@ class PromptQueue:
             chosen = settings or ProducerSettings()
             if url is not None:
                 chosen = chosen.model_copy(update={"redis_url": type(chosen.redis_url)(url)})
-            queue = cls(open_redis(chosen.redis_url.get_secret_value(), timeout=chosen.redis_timeout), chosen)
+            queue = cls(open_redis(chosen.redis_url.get_secret_value(), timeout=chosen.redis_timeout / 2), chosen)
             try:
                 await queue._try(queue._redis.ping)
             except BaseException:
@@ -104,7 +104,7 @@ class PromptQueue:
     async def aclose(self) -> None:
         """Close all connections. Jobs go on."""
         await self._watcher.aclose()
-        await self._redis.aclose()
+        await close_redis(self._redis)
 
     async def __aenter__(self) -> Self:
         return self
@@ -157,12 +157,16 @@ class PromptQueue:
         A list is validated whole before anything is written; other iterables chunk by chunk (250 jobs or 1 MiB).
         Raises as `enqueue`; then `error.accepted` has the ids that earlier chunks had written.
         """
+        if isinstance(jobs, str | bytes | Mapping | PromptJob):
+            raise TypeError(f"enqueue_many takes many jobs, not one {type(jobs).__name__}; use enqueue, or a list")
         handles: list[JobHandle] = []
-        validated: Iterator[PromptJob] = (job_of(job, options, position) for position, job in enumerate(jobs))
+        entries: Iterable[scripts.Entry] = (
+            entry_of(job_of(job, options, position), self._settings, position) for position, job in enumerate(jobs)
+        )
         if isinstance(jobs, Sequence):
-            validated = iter(list(validated))
+            entries = list(entries)
         try:
-            for chunk in _chunks(entry_of(job, self._settings, position) for position, job in enumerate(validated)):
+            for chunk in _chunks(entries):
                 handles += await self._send(chunk)
         except PromptqError as error:
             error.accepted = (*(handle.id for handle in handles), *error.accepted)
@@ -180,7 +184,7 @@ class PromptQueue:
                 f"lane {reply.lane!r} holds {reply.queued} of {settings.max_queued} jobs; enqueue when some have run"
             )
         handles = [
-            JobHandle(entry.id, said.disposition == "created", said.status, keys.lane(entry.lane), self)
+            JobHandle(entry.id, said.disposition == "created", said.status, keys.lane(said.lane), self)
             for entry, said in zip(entries, reply, strict=True)
         ]
         conflicts = [entry.id for entry, said in zip(entries, reply, strict=True) if said.disposition == "conflict"]
@@ -224,22 +228,23 @@ class PromptQueue:
 
         A Redis that goes away meanwhile is waited for. Raises as `wait`.
         """
-        open_ids = set(ids)
+        open_ids, has_looked, is_over = set(ids), False, False
         ends = None if timeout is None else asyncio.get_running_loop().time() + timeout
         async with self._watcher.watching(open_ids) as signals:
-            has_looked = False
             while open_ids:
+                if is_over:
+                    raise WaitTimeout(f"{len(open_ids)} of the jobs have no result after {timeout} s; they go on")
                 try:
                     async with asyncio.timeout_at(ends):
-                        found = await self._look(await signals.next() & open_ids)
+                        heard = await signals.next(None if has_looked else self._settings.redis_timeout)
+                except TimeoutError:
+                    heard, is_over = signals.ids, True  # a last look: what ended in time is not withheld
+                try:
+                    found = await self._look(heard & open_ids)
                 except QueueUnavailable:
                     if not has_looked:
                         raise
                     continue
-                except TimeoutError:
-                    raise WaitTimeout(
-                        f"{len(open_ids)} of the jobs have no result after {timeout} s; they go on"
-                    ) from None
                 has_looked = True
                 for result in found:
                     open_ids.remove(result.id)
@@ -277,10 +282,10 @@ def _chunks(entries: Iterable[scripts.Entry]) -> Iterator[list[scripts.Entry]]:
     chunk: list[scripts.Entry] = []
     size = 0
     for entry in entries:
-        if chunk and (len(chunk) == CHUNK_JOBS or size + len(entry.payload) > CHUNK_BYTES):
+        if chunk and (len(chunk) == CHUNK_JOBS or size + entry.size > CHUNK_BYTES):
             yield chunk
             chunk, size = [], 0
         chunk.append(entry)
-        size += len(entry.payload)
+        size += entry.size
     if chunk:
         yield chunk

@@ -3,6 +3,7 @@
 One transaction a read, so that nothing is seen half-written.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,13 @@ import pydantic_core
 from redis.asyncio import Redis
 
 from promptq.producer import codec, keys
-from promptq.producer.errors import ErrorCode, JobNotFound
+from promptq.producer.errors import ErrorCode, InvalidPayload, JobNotFound
 from promptq.producer.models import Attempt, Band, JobResult, JobStatus, LaneStats, QueueStats, from_ms
 
 _ATTEMPT = b"attempt:"
 _RUNNABLE = [(band << 38, f"({(band + 1) << 38}") for band in Band]
 _NOT_BEFORE = 1 << 40
+_ROW = 7
 
 
 async def read_status(redis: Redis, job_id: str) -> JobStatus:
@@ -50,7 +52,16 @@ async def read_results(redis: Redis, ids: Sequence[str]) -> dict[str, JobResult 
 
 
 def result_of(job_id: str, record: bytes, ledger: Mapping[bytes, bytes]) -> JobResult:
-    """The whole result: what the run left, and what the ledger knows. Raises InvalidPayload."""
+    """The whole result: what the run left, and what the ledger knows. Raises InvalidPayload, which names the job."""
+    try:
+        return codec.result_of(codec.decode(record), **_known(job_id, ledger))
+    except InvalidPayload as error:
+        raise InvalidPayload(f"the result of job {job_id!r} {error}") from None
+    except (ValueError, OverflowError) as error:  # whose text may quote the answer
+        raise InvalidPayload(f"the ledger of job {job_id!r} cannot be read: {type(error).__name__}") from None
+
+
+def _known(job_id: str, ledger: Mapping[bytes, bytes]) -> dict[str, Any]:
     known: dict[str, Any] = {"id": job_id}
     attempts = [value for field, value in ledger.items() if field.startswith(_ATTEMPT)]
     if attempts:
@@ -62,33 +73,39 @@ def result_of(job_id: str, record: bytes, ledger: Mapping[bytes, bytes]) -> JobR
     for field, name in ((b"enqueued", "enqueued_at"), (b"finished", "finished_at")):
         if field in ledger:
             known[name] = from_ms(float(ledger[field]))
-    return codec.result_of(codec.decode(record), **known)
+    return known
 
 
 async def read_stats(redis: Redis) -> QueueStats:
     """Counts by lane, without touching a job."""
     lanes = sorted(lane.decode() for lane in await redis.zrange(keys.LANES, 0, -1))
     async with redis.pipeline(transaction=True) as pipe:
-        pipe.zcard(keys.FAILED)
+        pipe.zcount(keys.FAILED, round(time.time() * 1000), "+inf")
         for lane in lanes:
             for low, high in _RUNNABLE:
                 pipe.zcount(keys.lane(lane), low, high)
             pipe.zcount(keys.lane(lane), _NOT_BEFORE, "+inf")
             pipe.zcard(keys.running(lane))
             pipe.hmget(keys.meter(lane), ["until", "reason"])
+            pipe.zinter([keys.lane(keys.INTAKE), keys.running(lane)])
         failed, *replies = await pipe.execute()
-    rows = [replies[start : start + 6] for start in range(0, len(replies), 6)]
-    return QueueStats(lanes=tuple(_lane_stats(lane, row) for lane, row in zip(lanes, rows, strict=True)), failed=failed)
+    rows = [replies[start : start + _ROW] for start in range(0, len(replies), _ROW)]
+    adopted = {lane: len(row[-1]) for lane, row in zip(lanes, rows, strict=True)}
+    return QueueStats(
+        lanes=tuple(_lane_stats(lane, row, adopted) for lane, row in zip(lanes, rows, strict=True)), failed=failed
+    )
 
 
-def _lane_stats(lane: str, row: Sequence[Any]) -> LaneStats:
-    high, normal, low, later, running, (until, reason) = row
+def _lane_stats(lane: str, row: Sequence[Any], adopted: Mapping[str, int]) -> LaneStats:
+    """`adopted`: by model, the plain arq jobs that run; their leases stand in the intake lane."""
+    high, normal, low, later, running, (until, reason), _ = row
+    leased = sum(adopted.values()) if lane == keys.INTAKE else running - adopted[lane]
     return LaneStats(
         lane=lane,
         high=high,
         normal=normal,
         low=low,
-        delayed=max(0, later - running),
+        delayed=later - leased,
         running=running,
         paused_until=from_ms(float(until)) if until else None,
         pause_reason=ErrorCode(reason.decode()) if reason else None,

@@ -55,6 +55,11 @@ class Entry:
     metadata: bytes
     payload: bytes
 
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in a call and in Redis."""
+        return len(self.payload) + len(self.metadata)
+
     def args(self) -> tuple[Arg, ...]:
         """In the order of ARGV."""
         ttl: Arg = "" if self.ttl is None else self.ttl
@@ -68,8 +73,11 @@ class Entry:
 class Enqueued:
     """What became of one entry."""
 
-    disposition: Literal["created", "duplicate", "conflict"]
+    disposition: str
+    """created, duplicate or conflict."""
     status: JobStatus
+    lane: str
+    """Where it stands; for a duplicate perhaps not where it was meant to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +90,16 @@ class LaneFull:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """What a worker asks for. `seq` grows by one with every claim that was answered; `lease` in ms."""
+    """What a worker asks for. `seq` grows by one with every claim that was answered; `lease` in ms.
+
+    `take_over_until`: in ms since 1970, by Redis' clock; run later, the claim takes over no lease that ran out.
+    """
 
     worker: str
     seq: int
     slots: int
     lease: int
-    may_take_over: bool
+    take_over_until: int
     may_take_poison: bool
     failure_ttl: int
     known_lanes: Sequence[str] = ()
@@ -104,7 +115,7 @@ class ClaimRequest:
         """In the order of ARGV."""
         return (
             _clock(now), self.worker, self.seq, self.slots,
-            self.lease, int(self.may_take_over), int(self.may_take_poison), self.max_bytes,
+            self.lease, self.take_over_until, int(self.may_take_poison), self.max_bytes,
             self.failure_ttl, codec.dumps(list(self.known_lanes)), *self.serves,
         )  # fmt: skip
 
@@ -126,6 +137,15 @@ class ClaimedJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Foreign:
+    """A job of a plain arq client, for the worker to adopt. Its id may be no text."""
+
+    id: bytes
+    lane: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Claimed:
     """The answer to a claim. `due_in`: ms until something comes due; None: nothing will by itself."""
 
@@ -134,8 +154,7 @@ class Claimed:
     due_in: int | None
     lanes: tuple[str, ...]
     jobs: tuple[ClaimedJob, ...]
-    foreign: tuple[tuple[str, bytes], ...]
-    """Jobs of plain arq clients: id and payload, for the worker to adopt."""
+    foreign: tuple[Foreign, ...]
 
 
 Kind = Literal["succeeded", "failed", "cancelled", "expired", "retry", "throttled", "released"]
@@ -215,7 +234,8 @@ async def enqueue(
             raise TimeoutError(f"{reached} of {replicas} replicas have it")
     if reply[0] == b"full":
         return LaneFull(reply[1].decode(), int(reply[2]))
-    return [Enqueued(reply[i].decode(), JobStatus(reply[i + 1].decode())) for i in range(1, len(reply), 2)]
+    words = _words(reply)
+    return [Enqueued(words[i], JobStatus(words[i + 1]), words[i + 2]) for i in range(1, len(words), 3)]
 
 
 async def claim(redis: Redis, request: ClaimRequest, *, now: int | None = None) -> Claimed:
@@ -257,6 +277,14 @@ async def adopt(redis: Redis, adoption: Adoption, *, failure_ttl: int, now: int 
     return str((await _run(redis, ADOPT, [_clock(now), *adoption.args(), failure_ttl])).decode())
 
 
+async def discard(redis: Redis, foreign: Foreign) -> None:
+    """Take a member out whose id no client could ask for."""
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.zrem(keys.lane(foreign.lane), foreign.id)
+        pipe.delete(keys.payload("").encode() + foreign.id)
+        await pipe.execute()
+
+
 def _clock(now: int | None) -> Arg:
     return "" if now is None else now
 
@@ -280,7 +308,7 @@ def _claimed(reply: Sequence[Any]) -> Claimed:
         due_in=None if int(due_in) < 0 else int(float(due_in)),
         lanes=tuple(map(_text, lanes)),
         jobs=tuple(_claimed_job(job) for job in jobs),
-        foreign=tuple((_text(job_id), payload) for job_id, payload in foreign),
+        foreign=tuple(Foreign(job_id, _text(lane), payload) for job_id, lane, payload in foreign),
     )
 
 

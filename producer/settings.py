@@ -3,8 +3,11 @@
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from promptq.producer.connection import open_redis
+from promptq.producer.models import ModelName
 
 Seconds = Annotated[float, Field(gt=0, le=3650 * 86400)]
 
@@ -12,23 +15,31 @@ Seconds = Annotated[float, Field(gt=0, le=3650 * 86400)]
 class ProducerSettings(BaseSettings):
     """`PROMPTQ_*`; durations in seconds. Raises pydantic's ValidationError, which names the variable."""
 
-    model_config = SettingsConfigDict(env_prefix="PROMPTQ_", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="PROMPTQ_", frozen=True, extra="ignore", populate_by_name=True, hide_input_in_errors=True
+    )
 
     redis_url: SecretStr = Field(
         SecretStr("redis://localhost:6379"),
-        validation_alias=AliasChoices("redis_url", "PROMPTQ_REDIS_URL", "REDIS_URL"),
+        validation_alias=AliasChoices("PROMPTQ_REDIS_URL", "REDIS_URL"),
     )
     redis_timeout: Seconds = 5.0
     """How long any call may wait for Redis, connecting included."""
     enqueue_replicas: int = Field(0, ge=0)
     """Replicas that must have a job before it counts as accepted."""
-    default_model: str = Field("grok-4", min_length=1)
+    default_model: ModelName = "grok-4"
     max_queued: int = Field(1_000_000, ge=1)
     """Jobs that a lane holds at most."""
     max_payload: int = Field(16 * 1024 * 1024, ge=1024)
     """Bytes of one encoded request."""
     result_ttl: Seconds = 3 * 86400.0
     failure_ttl: Seconds = 7 * 86400.0
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_a_redis_url(cls, url: SecretStr) -> SecretStr:
+        open_redis(url.get_secret_value(), timeout=1)  # connects to nothing
+        return url
 
     @property
     def result_ttl_ms(self) -> int:

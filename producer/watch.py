@@ -15,6 +15,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from promptq.producer import keys
+from promptq.producer.errors import QueueUnavailable
 
 PING_EVERY = 5.0
 LOOK_AGAIN_EVERY = 10.0
@@ -32,19 +33,30 @@ class Signals:
         self.ids = frozenset(ids)
         self._heard: set[str] = set()
         self._bell = asyncio.Event()
+        self._is_closed = False
 
     def ring(self, ids: Iterable[str]) -> None:
         """Say that these are worth a look."""
         self._heard.update(ids)
         self._bell.set()
 
-    async def next(self) -> frozenset[str]:
-        """The ids heard of since the last call; all of them when nothing was heard for ten seconds."""
+    def close(self) -> None:
+        """Nothing will be heard any more."""
+        self._is_closed = True
+        self._bell.set()
+
+    async def next(self, patience: float | None = None) -> frozenset[str]:
+        """The ids heard of since the last call; all of them when nothing was heard for `patience` (ten) seconds.
+
+        Raises QueueUnavailable if the queue was closed.
+        """
         try:
-            async with asyncio.timeout(LOOK_AGAIN_EVERY):
+            async with asyncio.timeout(patience or LOOK_AGAIN_EVERY):
                 await self._bell.wait()
         except TimeoutError:
             return self.ids
+        if self._is_closed:
+            raise QueueUnavailable("this PromptQueue was closed; the jobs go on")
         self._bell.clear()
         heard, self._heard = frozenset(self._heard), set()
         return heard
@@ -58,11 +70,21 @@ class Watcher:
         self._waiters: defaultdict[str, set[Signals]] = defaultdict(set)
         self._pubsub: PubSub | None = None
         self._listener: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     @contextlib.asynccontextmanager
     async def watching(self, ids: Iterable[str]) -> AsyncIterator[Signals]:
         """Signals of these jobs. The first one comes when the subscription stands."""
         signals = Signals(ids)
+        try:
+            await self._remember(signals)
+            yield signals
+        finally:
+            await self._forget(signals)
+
+    async def _remember(self, signals: Signals) -> None:
+        if self._is_closed:
+            signals.close()
         fresh = [job_id for job_id in signals.ids if job_id not in self._waiters]
         for job_id in signals.ids:
             self._waiters[job_id].add(signals)
@@ -71,10 +93,6 @@ class Watcher:
         elif self._pubsub is not None:
             signals.ring(signals.ids.difference(fresh))
             await self._tell("subscribe", fresh)
-        try:
-            yield signals
-        finally:
-            await self._forget(signals)
 
     async def _forget(self, signals: Signals) -> None:
         for job_id in signals.ids:
@@ -88,11 +106,13 @@ class Watcher:
         """Change the subscription; if that fails the listener reconnects and subscribes to all that is waited for."""
         if self._pubsub is None or not ids:
             return
-        with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(
+            Exception
+        ):  # redis-py raises even AttributeError if the connection is closed meanwhile
             await getattr(self._pubsub, verb)(*map(keys.done, ids))
 
     async def _listen(self) -> None:
-        while self._waiters:
+        while self._waiters and not self._is_closed:
             try:
                 await self._subscribe_and_hear()
             except (RedisError, OSError) as error:
@@ -133,9 +153,11 @@ class Watcher:
             signals.ring((job_id,))
 
     async def aclose(self) -> None:
-        """Stop listening. Waiters are left with the look every ten seconds."""
+        """Stop listening; whoever waits gets QueueUnavailable."""
+        self._is_closed = True
+        for waiters in self._waiters.values():
+            for signals in waiters:
+                signals.close()
         if self._listener is not None:
             self._listener.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._listener
-            self._listener = None
+            await asyncio.wait([self._listener])

@@ -49,7 +49,13 @@ class FakeWorker:
         """Up to a hundred jobs."""
         self._seq += 1
         request = ClaimRequest(
-            self._name, self._seq, slots=100, lease=60_000, may_take_over=True, may_take_poison=True, failure_ttl=60_000
+            self._name,
+            self._seq,
+            slots=100,
+            lease=60_000,
+            take_over_until=1 << 53,
+            may_take_poison=True,
+            failure_ttl=60_000,
         )
         return (await scripts.claim(self._redis, request)).jobs
 

@@ -620,15 +620,19 @@ async def test_dies_with_its_parent() -> None:
         "import time\n"
         "from promptq.worker.simulator.process import simulator_process\n"
         "with simulator_process() as simulator:\n"
-        "    print(simulator.host, flush=True)\n"
+        "    print(simulator.host, simulator.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
     with subprocess.Popen((sys.executable, "-c", program), stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        host = parent.stdout.readline().strip()
+        host, pid = parent.stdout.readline().split()
         assert is_listening(host)
         os.kill(parent.pid, signal.SIGKILL)
-    await wait_until(lambda: not is_listening(host), message="the simulator is gone")
+    try:
+        await wait_until(lambda: not is_listening(host), message="the simulator is gone")
+    except AssertionError:
+        os.kill(int(pid), signal.SIGKILL)
+        raise
 
 
 def test_ready_line_is_json() -> None:

@@ -97,6 +97,7 @@ class PromptWorker(Worker):
 
     async def main(self) -> None:
         """Run until drained, or in burst mode until the queue is empty."""
+        structlog.contextvars.bind_contextvars(worker=self.name)
         log.info("worker.started", worker=self.name, provider=self._provider.name, max_jobs=self.max_jobs)
         self.ctx["redis"] = self.pool
         await self._hook(self.on_startup, self.ctx)
@@ -114,9 +115,8 @@ class PromptWorker(Worker):
                 self._lost_redis(error)
                 await asyncio.sleep(random.uniform(0.1, 0.5))
             except RedisError as error:
-                log.exception("redis.refused", reason=str(error))
+                self._lost_redis(error)  # one that refuses to write is away, too
                 await asyncio.sleep(1)
-                self._bell.set()
         log.info("worker.stopped", worker=self.name, **self._exchange.counts)
 
     async def _turn(self) -> None:
@@ -128,8 +128,8 @@ class PromptWorker(Worker):
             self._hungry = claimed.stopped or bool(claimed.foreign)
             self._exhausted = not (claimed.jobs or self._hungry) and claimed.due_in is None
             self._start(token, claimed)
-            for job_id, payload in claimed.foreign:
-                await adopt(self.pool, job_id, payload, self._settings, self.name)
+            for foreign in claimed.foreign:
+                await adopt(self.pool, foreign, self._settings, self.name)
             self._set_timer(claimed.due_in)
         else:
             await self._exchange.settle()
@@ -149,6 +149,8 @@ class PromptWorker(Worker):
             self.leases.runs[job.id] = run
             run.task = self.tasks[job.id] = asyncio.create_task(self._run(run), name=f"promptq job {job.id}")
             run.task.add_done_callback(partial(self._ended, run))
+            if self._gave_back_at is not None:
+                run.stop("shutdown")  # the claim was under way when everything was given back
 
     async def _run(self, run: Run) -> None:
         ctx = {**self.ctx, "job_id": run.job.id, "job_try": run.job.spent + 1}
@@ -176,7 +178,7 @@ class PromptWorker(Worker):
     def _set_timer(self, due_in: int | None) -> None:
         """Come back when something comes due; at the latest when it is time to poll."""
         has_backlog = any(lane != keys.INTAKE for lane in self._exchange.lanes)
-        wait = POLL_BACKLOG if has_backlog else POLL_IDLE
+        wait = min(POLL_BACKLOG if has_backlog else POLL_IDLE, self._settings.renew_period)
         self._call_later(wait if due_in is None else min(wait, due_in / 1000))
 
     def _call_later(self, wait: float) -> None:
@@ -194,8 +196,9 @@ class PromptWorker(Worker):
             elif self.allow_pick_jobs:
                 self._call_later(self._settings.renew_period / 2)
         has_room = self.allow_pick_jobs and not self._hungry and self._free_slots > 0
-        lanes = self._exchange.lanes if has_room else ()
-        if self._waiter.wait_for(lanes, new_ones=has_room and not self._serves):
+        if self._waiter.wait_for(
+            tuple(self._exchange.known) if has_room else (), new_ones=has_room and not self._serves
+        ):
             await self._waiter.look_anew()
 
     async def _keep_leases(self) -> None:
@@ -207,10 +210,8 @@ class PromptWorker(Worker):
                 continue
             try:
                 await self.leases.renew()
-            except OUTAGE as error:
+            except (RedisError, OSError) as error:
                 self._lost_redis(error)
-            except RedisError as error:
-                log.exception("redis.refused", reason=str(error))
 
     def _ask_to_renew(self) -> None:
         self._renew_now.set()
@@ -270,13 +271,16 @@ class PromptWorker(Worker):
             self._timer.cancel()
         self._stop_runs()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-        with contextlib.suppress(*OUTAGE):
+        with contextlib.suppress(RedisError, OSError):
             while self._exchange.unsettled:
                 await self._exchange.settle()
         for settlement in self._exchange.unsettled:
             log.error("settle.lost", job_id=settlement.id, kind=settlement.kind)
-        with contextlib.suppress(*OUTAGE):
-            await self._waiter.end()
+        if self._helpers and not self.leases.is_broken:
+            with contextlib.suppress(RedisError, OSError):  # TimeoutError is one
+                async with asyncio.timeout(self._settings.redis_timeout):
+                    await self._waiter.end()
+                    await self._helpers[0]  # cancelled, it might eat the marker that it has just popped
         for helper in self._helpers:
             helper.cancel()
         await asyncio.gather(*self._helpers, return_exceptions=True)

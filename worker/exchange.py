@@ -17,6 +17,10 @@ from promptq.worker.leases import Leases
 from promptq.worker.settings import Settings
 
 SETTLED_AT_ONCE = 200
+MOST_LANES = 100
+"""To wait for; more are found by the slow poll."""
+MOST_REFUSALS = 3
+"""Of one outcome, by a Redis that takes renewals in between: then the outcome is at fault."""
 
 log = structlog.get_logger("promptq.exchange")
 
@@ -26,11 +30,17 @@ class Exchange:
 
     def __init__(self, redis: Redis, settings: Settings, worker: str, serves: Sequence[str]) -> None:
         self.unsettled: list[Settlement] = []
-        self.lanes: tuple[str, ...] = tuple(serves)
+        self.lanes: tuple[str, ...] = ()
+        """Those that hold jobs now."""
+        self.known: dict[str, None] = dict.fromkeys(serves)
+        """Those to wait for: also what is empty and may fill again."""
         self.counts: Counter[str] = Counter()
         """Jobs by the kind of outcome that was written."""
         self._redis, self._settings, self._worker, self._serves = redis, settings, worker, serves
+        self._refusals: Counter[Settlement] = Counter()
         self._seq = 1
+        self._answered_at = 0
+        """When Redis answered the last claim, by its clock."""
 
     @property
     def is_full(self) -> bool:
@@ -58,8 +68,18 @@ class Exchange:
         else:
             claimed = await scripts.claim(self._redis, request)
         self._seq += 1
-        self.lanes = claimed.lanes
+        self._answered_at = claimed.now
+        self._learn(claimed.lanes)
         return request.token, claimed
+
+    def _learn(self, lanes: tuple[str, ...]) -> None:
+        self.lanes = lanes
+        for lane in lanes:
+            self.known.pop(lane, None)
+            self.known[lane] = None
+        for lane in list(self.known)[:-MOST_LANES]:
+            if lane not in self._serves:
+                del self.known[lane]
 
     async def _settle_then_claim(self, batch: Sequence[Settlement], request: ClaimRequest) -> Claimed:
         try:
@@ -73,20 +93,34 @@ class Exchange:
         return claimed
 
     async def _settle_singly(self, batch: Sequence[Settlement]) -> None:
-        """One bad outcome must not keep the others from being written."""
+        """One bad outcome must not hold up the others: it waits behind them. Raises the last refusal."""
+        refusal: RedisError | None = None
         for settlement in batch:
             try:
-                said = await scripts.settle(self._redis, [settlement], wake=True)
+                self._take_note([settlement], await scripts.settle(self._redis, [settlement], wake=True))
             except OUTAGE:
                 raise
             except RedisError as error:
-                said = [f"error: {error}"]
-            self._take_note([settlement], said)
+                refusal = error
+                self._set_aside(settlement, error)
+        if refusal is not None:
+            raise refusal
+
+    def _set_aside(self, settlement: Settlement, error: RedisError) -> None:
+        """It is the first of the unsettled."""
+        del self.unsettled[0]
+        self._refusals[settlement] += 1
+        if self._refusals[settlement] < MOST_REFUSALS:
+            self.unsettled.append(settlement)
+        else:
+            del self._refusals[settlement]
+            log.error("settle.refused", job_id=settlement.id, kind=settlement.kind, reason=str(error))
 
     def _take_note(self, batch: Iterable[Settlement], said: Iterable[str]) -> None:
         """The batch is the head of the unsettled."""
         for settlement, word in zip(batch, said, strict=True):
             del self.unsettled[0]
+            self._refusals.pop(settlement, None)
             if word in {"done", "back"}:
                 self.counts[settlement.kind] += 1
             elif word.startswith("error"):
@@ -100,9 +134,17 @@ class Exchange:
             seq=self._seq,
             slots=slots,
             lease=self._settings.lease_ms,
-            may_take_over=leases.may_take_over,
+            take_over_until=self._take_over_until if leases.may_take_over else 0,
             may_take_poison=leases.may_take_poison,
             failure_ttl=self._settings.failure_ttl_ms,
-            known_lanes=self.lanes,
+            known_lanes=tuple(self.known),
             serves=self._serves,
         )
+
+    @property
+    def _take_over_until(self) -> int:
+        """When to stop trusting that a lease which ran out was not renewed, in ms by Redis' clock.
+
+        Redis itself may have stood still, with this claim waiting in its socket, and the renewals of others behind it.
+        """
+        return self._answered_at + self._settings.lease_ms - round(self._settings.renew_period * 1000)

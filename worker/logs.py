@@ -15,7 +15,13 @@ def set_up(settings: Settings) -> None:
     if settings.log_format == "json":
         renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(sort_keys=False)]
     else:
-        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=18)]
+        renderer = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                pad_event_to=18,
+                exception_formatter=structlog.dev.plain_traceback,  # the default one prints local variables: prompts
+            )
+        ]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

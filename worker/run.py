@@ -6,6 +6,7 @@ Called by the engine as one task per job. Touches no Redis: what it returns is w
 import asyncio
 import random
 import time
+import traceback
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -91,9 +92,10 @@ class Runner:
         if left is not None and left <= 0:
             return Expired()
         try:
-            return job_in(codec.decode(run.job.payload))
+            prompt = job_in(codec.decode(run.job.payload))
         except (InvalidPayload, InvalidJob) as error:
             return Failed(JobError(code=ErrorCode.INVALID_REQUEST, message=f"the payload {error}"))
+        return prompt if prompt.model else prompt.model_copy(update={"model": run.job.model})
 
     async def _call(self, run: Run, prompt: PromptJob) -> Answer | ProviderError | Outcome:
         """One call to the provider, within the attempt's timeout and the job's deadline."""
@@ -109,8 +111,9 @@ class Runner:
             return Expired() if limit < timeout else ProviderError(ErrorCode.TIMEOUT, f"no answer within {timeout:g} s")
         except asyncio.CancelledError:
             return _stopped(run)
-        except Exception as error:
-            log.exception("provider.bug", job_id=run.job.id)
+        except Exception as error:  # noqa: BLE001 - a provider's bug must not end the worker
+            where = traceback.format_tb(error.__traceback__)  # without the message: it may quote the prompt
+            log.error("provider.bug", job_id=run.job.id, error=type(error).__name__, where="".join(where))  # noqa: TRY400
             return ProviderError(ErrorCode.PROVIDER_ERROR, f"{type(error).__name__} in the provider")
 
     def _judge(self, run: Run, prompt: PromptJob, said: Answer | ProviderError | Outcome) -> tuple[Outcome, Call]:

@@ -26,13 +26,13 @@ class Settings(ProducerSettings):
     max_attempts: int = Field(5, ge=1, le=100)
     lease: Seconds = 10.0
     """How long a dead worker's jobs wait for another."""
-    drain_timeout: float = Field(25.0, ge=0)
+    drain_timeout: float = Field(25.0, ge=0, le=86400)
     """How long a stopping worker lets its calls finish."""
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_content: bool = False
     """Whether prompts and answers may be logged."""
-    echo_latency: float = Field(0.0, ge=0)
+    echo_latency: float = Field(0.0, ge=0, le=86400)
 
     @property
     def renew_period(self) -> float:

@@ -121,11 +121,11 @@ def _amounts(usage: Usage | None) -> tuple[int | None, ...]:
     )  # fmt: skip
 
 
-def refusal(job_id: str, reason: str, worker: str, enqueued: int) -> bytes:
+def refusal(job_id: str, lane: str, reason: str, worker: str, enqueued: int) -> bytes:
     """The failed result of a plain arq client's job that cannot be run."""
     error = {"code": ErrorCode.INVALID_REQUEST.value, "message": reason}
     result = {"status": "failed", "error": error, "worker": worker}
-    return _envelope(job_id, keys.INTAKE, result, tries=0, times=(enqueued, enqueued, enqueued))
+    return _envelope(job_id, lane, result, tries=0, times=(enqueued, enqueued, enqueued))
 
 
 def _envelope(job_id: str, lane: str, result: dict[str, Any], *, tries: int, times: tuple[int, int, int]) -> bytes:

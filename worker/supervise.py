@@ -9,6 +9,7 @@ from types import FrameType
 
 import structlog
 
+from promptq.producer.console import ExitCode
 from promptq.worker import logs
 from promptq.worker.settings import Settings
 
@@ -30,18 +31,30 @@ class Child:
         self.start_at = 0.0
         self.process: subprocess.Popen[bytes] | None = None
         self.exit_code: int | None = None
+        self._is_told = False
 
     def start(self) -> None:
         """Start the process, in a session of its own so that a terminal's Ctrl-C reaches it once, through us."""
         self._started_at = time.monotonic()
         self.process = subprocess.Popen(self._command, start_new_session=True)
+        self._is_told = False
+
+    def tell(self) -> None:
+        """SIGTERM, if it runs: stop claiming; the second time, give everything back."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            self._is_told = True
 
     def look(self, *, is_stopping: bool) -> None:
         """Take note of an end; plan a restart unless the end was asked for or clean."""
-        if self.process is None or self.process.poll() is None:
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            if is_stopping and not self._is_told:
+                self.tell()  # the signal came while it was being started
             return
         code, self.process = self.process.returncode, None
-        if is_stopping or code == 0:
+        if is_stopping or code in (0, ExitCode.USAGE):  # what it was told is wrong: again would be no better
             self.exit_code = 0 if code == -signal.SIGTERM else abs(code)  # it may not have had its handler yet
             return
         if time.monotonic() - self._started_at > HEALTHY_AFTER:
@@ -60,8 +73,7 @@ def supervise(commands: Sequence[Sequence[str]], settings: Settings) -> int:
     def stop(signum: int, _frame: FrameType | None) -> None:
         stopping.append(signum)
         for child in children:
-            if child.process is not None:
-                child.process.send_signal(signal.SIGTERM)
+            child.tell()
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, stop)

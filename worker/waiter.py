@@ -5,13 +5,14 @@ it waits for, or to end it, it is woken by a marker of its own.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from promptq.producer import keys
-from promptq.producer.connection import OUTAGE
 
 BLOCK_SECONDS = 5
 _PAUSE_AFTER_ERROR = 0.5
@@ -60,7 +61,7 @@ class Waiter:
                 self._blocked_on = None
                 if popped:
                     await self._heed(popped)
-            except OUTAGE as error:
+            except (RedisError, OSError) as error:
                 self._on_error(error)
                 await asyncio.sleep(_PAUSE_AFTER_ERROR)
 
@@ -75,10 +76,12 @@ class Waiter:
             await self._mark(key, member)  # meanwhile the slots are full: it is for another worker
 
     async def _mark(self, key: str, member: str) -> None:
+        """A full Redis takes no marker: then the slow poll is what is left."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.zadd(key, {member: 0})
             pipe.expire(key, _MARKER_TTL)
-            await pipe.execute()
+            with contextlib.suppress(OutOfMemoryError):
+                await pipe.execute()
 
     async def end(self) -> None:
         """Let the task return. Raises redis errors; then it returns when its wait is over."""

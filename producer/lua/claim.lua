@@ -1,15 +1,15 @@
 -- Take jobs to run: ends what is over, promotes what has come due, leases by band, lane and turn.
 -- Sent again with the same sequence number it gives the same answer.
 --
--- ARGV  1 now | 2 worker | 3 sequence number | 4 free slots | 5 lease ms | 6 '1': may take run-out leases
+-- ARGV  1 now | 2 worker | 3 sequence number | 4 free slots | 5 lease ms | 6 time in ms until which it may take run-out leases (0: not at all)
 --       7 '1': may take a job that stalled twice | 8 bytes of payload in one reply | 9 failure TTL ms
 --       10 lanes this worker knows (JSON) | 11... lanes it serves (none: all)
 -- reply {now, '1' if slots or bytes stopped it, ms until something comes due or -1}, {lane, ...},
 --       {{id, epoch, lane, model, spent, deadline or '', enqueued, stalls, timeouts, payload}, ...},
---       {{id, payload of plain arq or ''}, ...}
+--       {{id, lane, payload of plain arq or ''}, ...}
 
 local now, worker, seq, slots, length = clock(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local may_take_over, may_take_poison, most_bytes, ttl = ARGV[6] == '1', ARGV[7] == '1', tonumber(ARGV[8]), ARGV[9]
+local may_take_over, may_take_poison, most_bytes, ttl = now < tonumber(ARGV[6]), ARGV[7] == '1', tonumber(ARGV[8]), ARGV[9]
 local token, record = worker .. ':' .. seq, K.worker .. worker
 redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 
@@ -42,27 +42,40 @@ local lanes = known_lanes()
 local last = redis.call('HMGET', record, 'seq', 'ids')
 if last[1] == seq then
   for _, id in ipairs(cjson.decode(last[2])) do
-    local ledger = read(id)
-    if ledger and ledger.token == token then hand_over(id, ledger) end
+    local ok, ledger = pcall(read, id)
+    if ok and ledger and ledger.state == 'running' and ledger.token == token then
+      lease(id, ledger, token, now + length, length)
+      hand_over(id, ledger)
+    end
   end
   return { { exact(now), '1', -1 }, lanes, jobs, foreign }
 end
 
 -- A bad record must stop nobody: it leaves its lane for the failed ones.
 local function guarded(lane, id, act, ...)
-  local ok, problem = pcall(act, id, ...)
-  if ok then return problem end
+  local ok, said = pcall(act, id, ...)
+  if ok then return said end
   redis.call('ZREM', K.lane .. lane, id)
   redis.call('ZREM', K.running .. lane, id)
-  redis.call('ZADD', K.failed, exact(now), id)
-  redis.call('PEXPIRE', K.failed, ttl)
+  pcall(write_off, now, id, lane, ttl)
   return nil
 end
 
+-- A member that does not belong here: an abort by a plain arq client may put back what has ended.
+local function throw_out(id, lane)
+  redis.call('ZREM', K.lane .. lane, id)
+  leave_lane(lane)
+end
+
 local function hand_over_foreign(id, lane)
+  local size = redis.call('STRLEN', K.payload .. id)
+  if #jobs + #foreign > 0 and bytes + size > most_bytes then
+    return redis.call('ZADD', K.lane .. lane, exact(now), id) -- due at once: the next claim takes it
+  end
+  bytes = bytes + size
   redis.call('PERSIST', K.payload .. id)
   redis.call('ZADD', K.lane .. lane, exact(now + length), id) -- for this worker to adopt; then for the next
-  foreign[#foreign + 1] = { id, redis.call('GET', K.payload .. id) or '' }
+  foreign[#foreign + 1] = { id, lane, redis.call('GET', K.payload .. id) or '' }
 end
 
 -- A lease that ran out: the third one ends the job, since it may be what kills its workers.
@@ -82,7 +95,7 @@ end
 local function promote(id, lane)
   local ledger = read(id)
   if not ledger then return hand_over_foreign(id, lane) end
-  if FINAL[ledger.state] or ledger.lane ~= lane then return redis.call('ZREM', K.lane .. lane, id) end
+  if FINAL[ledger.state] or ledger.lane ~= lane then return throw_out(id, lane) end
   if ledger.state == 'queued' or ledger.due > now then return redis.call('ZADD', K.lane .. lane, score_of(ledger), id) end
   if ledger.state == 'delayed' then return queue(id, ledger) end
   if may_take_over then return stall(id, ledger) end
@@ -113,19 +126,21 @@ local function promote_due()
   end
 end
 
+local MOST_ROUNDS = 1000 -- far more than there can be: a script that does not end stops the whole fleet
 local taken = {} -- lane:band -> highest turn leased
 
 -- Returns whether the job was leased.
 local function take(id, lane, band)
   local ledger = read(id)
   if not ledger then hand_over_foreign(id, lane) return false end
-  if FINAL[ledger.state] or ledger.lane ~= lane then redis.call('ZREM', K.lane .. lane, id) return false end
+  if FINAL[ledger.state] or ledger.lane ~= lane then throw_out(id, lane) return false end
   if ledger.state ~= 'queued' then redis.call('ZADD', K.lane .. lane, score_of(ledger), id) return false end
   if ledger.deadline and ledger.deadline <= now then expired(now, id, ledger, ttl) return false end
+  local is_probe = false
   if ledger.model ~= lane then
     local room, wait = admits(now, ledger.model)
     if room == 0 then delay(id, ledger, now + wait) return false end
-    if room == 1 then redis.call('HSET', K.meter .. ledger.model, 'probe', exact(now + 30000)) end
+    is_probe = room == 1
   end
   if (ledger.stalls or 0) >= POISON_STALLS - 1 then
     if not may_take_poison then delay(id, ledger, now + 1000) return false end
@@ -135,6 +150,7 @@ local function take(id, lane, band)
   if #jobs > 0 and bytes + size > most_bytes then stopped = true return false end
   lease(id, ledger, token, now + length, length)
   redis.call('HSET', K.ledger .. id, 'claimed', exact(now))
+  if is_probe then redis.call('HSET', K.meter .. ledger.model, 'probe', exact(now + 30000)) end
   hand_over(id, ledger)
   local place = lane .. ':' .. band
   taken[place] = math.max(taken[place] or 0, ledger.turn)
@@ -145,7 +161,7 @@ end
 local function serve(lane, band, most)
   local room, wait = admits(now, lane)
   if room == 0 then come_back(wait) return false end
-  if room == 1 then most = 1 end
+  most = math.min(most, room)
   local low, high = band == 0 and '-inf' or exact(band * BAND), '(' .. exact((band + 1) * BAND)
   local ids = redis.call('ZRANGEBYSCORE', K.lane .. lane, low, high, 'LIMIT', 0, most)
   for _, id in ipairs(ids) do
@@ -155,16 +171,17 @@ local function serve(lane, band, most)
       if room == 1 then redis.call('HSET', K.meter .. lane, 'probe', exact(now + 30000)) end
     end
   end
-  return #ids == most and room ~= 1
+  return #ids == most
 end
 
 -- Lanes take turns inside a band: each gets its share of the slots, what is left goes round again.
 local function serve_band(band)
-  local open = lanes
-  while slots > 0 and #open > 0 and not stopped do
+  local open, rounds = lanes, 0
+  while slots > 0 and #open > 0 and not stopped and rounds < MOST_ROUNDS do
     local still = {}
+    rounds = rounds + 1
     for i, lane in ipairs(open) do
-      if slots > 0 and not stopped and serve(lane, band, math.ceil(slots / (#open - i + 1))) then still[#still + 1] = lane end
+      if slots > 0 and not stopped and serve(lane, band, math.max(1, math.floor(slots / (#open - i + 1)))) then still[#still + 1] = lane end
     end
     open = still
   end
@@ -181,16 +198,17 @@ local function advance_clocks()
   end
 end
 
--- Other workers are woken for what these slots could not take, and for lanes that this one did not know.
+-- Other workers are woken for lanes that this one did not know, so that all come to wait for them, one after the other;
+-- and for what these slots could not take.
 local function pass_on()
-  if slots > 0 and not stopped then return end
-  local known = {}
+  local known = { [K.intake] = true }
   for _, lane in ipairs(cjson.decode(ARGV[10])) do known[lane] = true end
   for _, lane in ipairs(lanes) do
-    if redis.call('ZCOUNT', K.lane .. lane, '-inf', '(' .. exact(HORIZON)) > 0 and admits(now, lane) > 0 then
-      wake(lane)
-      if not known[lane] then wake_new() end
-    end
+    if not known[lane] then wake_new() break end
+  end
+  if slots > 0 and not stopped then return end
+  for _, lane in ipairs(lanes) do
+    if redis.call('ZCOUNT', K.lane .. lane, '-inf', '(' .. exact(HORIZON)) > 0 and admits(now, lane) > 0 then wake(lane) end
   end
 end
 
@@ -200,7 +218,8 @@ local function look_ahead()
     if next_due[2] then come_back(math.max(1, tonumber(next_due[2]) - now)) end
   end
   local deadline = redis.call('ZRANGE', K.deadlines, 0, 0, 'WITHSCORES')
-  if deadline[2] then come_back(math.max(1, tonumber(deadline[2]) - now)) end
+  -- Where nothing of these lanes is left waiting, a deadline is for the workers of other lanes.
+  if deadline[2] and (due_in or stopped) then come_back(math.max(1, tonumber(deadline[2]) - now)) end
 end
 
 sweep(now, ttl)

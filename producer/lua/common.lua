@@ -30,22 +30,32 @@ local FIELDS = {
 local NUMBERS = { band = true, turn = true, due = true, deadline = true, spent = true, stalls = true, enqueued = true, claimed = true, ttl = true, timeouts = true }
 local FINAL = { succeeded = true, failed = true, cancelled = true, expired = true }
 
--- The ledger of one job as a table, or nil if there is none.
+-- Only turns have fractions.
+local function number_of(name, text)
+  local number = tonumber(text)
+  if not number or number ~= number or math.abs(number) > 2 ^ 53 or name ~= 'turn' and number % 1 ~= 0 then
+    error(name .. ' is none of our numbers')
+  end
+  return number
+end
+
+-- The ledger of one job as a table, or nil if there is none. Raises an error for one that no script has left so.
 local function read(id)
   local values = redis.call('HMGET', K.ledger .. id, unpack(FIELDS))
-  if not values[1] then return nil end
-  local ledger = {}
+  local ledger, is_empty = {}, true
   for i, name in ipairs(FIELDS) do
     local value = values[i]
-    if value then ledger[name] = NUMBERS[name] and tonumber(value) or value end
+    if value then ledger[name], is_empty = NUMBERS[name] and number_of(name, value) or value, false end
   end
+  if is_empty then return nil end
+  if not (ledger.state and ledger.epoch and ledger.lane and ledger.model and ledger.enqueued) then error('a field is missing') end
   return ledger
 end
 
 -- The score that the ledger says: it is the truth, the score only an index.
 local function score_of(ledger)
   if ledger.state == 'queued' then return exact(ledger.band * BAND + ledger.turn) end
-  return exact(ledger.due)
+  return exact(math.max(ledger.due, HORIZON)) -- never a turn, whatever stands there: a claim would meet it for ever
 end
 
 local function wake(name)
@@ -77,10 +87,18 @@ local function leave_lane(lane)
   end
 end
 
--- A job's place in its band, given once: the tenant's next finish, but never before the band's clock.
+local STEP = 2 ^ -12 -- between the turns of tenants that come one after the other; a score has room for 2^-13
+
+-- A job's place in its band, given once: the tenant's next finish; or, if that is past, the band's clock, behind those
+-- who came there before it. (Equal turns would go by the id: newcomers without end would overtake an old job for ever.)
 local function take_turn(lane, band, tenant)
   local fair = K.fair .. lane .. ':' .. band
-  local turn = math.max(tonumber(redis.call('ZSCORE', fair, '') or 1), tonumber(redis.call('ZSCORE', fair, tenant) or 0))
+  local at = redis.call('ZMSCORE', fair, '', ' ', tenant) -- the clock, the last newcomer's turn, the tenant's finish
+  local reached, turn = tonumber(at[1] or 1), tonumber(at[3] or 0)
+  if turn <= reached then
+    turn = math.max(reached, tonumber(at[2] or 0) + STEP)
+    redis.call('ZADD', fair, exact(turn), ' ')
+  end
   redis.call('ZADD', fair, exact(turn + 1), tenant)
   return turn
 end
@@ -120,8 +138,8 @@ local function finish(now, id, ledger, state, result, ttl)
   redis.call('SET', K.result .. id, result, 'PX', ttl)
   if state == 'failed' then
     redis.call('PEXPIRE', K.payload .. id, ttl)
-    redis.call('ZADD', K.failed, exact(now), id)
-    redis.call('ZREMRANGEBYSCORE', K.failed, '-inf', exact(now - ttl))
+    redis.call('ZADD', K.failed, exact(now + ttl), id)
+    redis.call('ZREMRANGEBYSCORE', K.failed, '-inf', exact(now))
     if redis.call('PTTL', K.failed) < tonumber(ttl) then redis.call('PEXPIRE', K.failed, ttl) end
   else
     redis.call('DEL', K.payload .. id)
@@ -144,6 +162,20 @@ local function verdict(now, id, ledger, state, code, message)
     .. ',"q":' .. cjson.encode(K.lane .. ledger.lane) .. ',"id":' .. cjson.encode(id) .. '}'
 end
 
+-- End a job whose ledger makes no sense: whoever waits for it gets a result, and nothing of it stays for ever.
+local function write_off(now, id, lane, ttl)
+  local model = lane
+  if redis.call('TYPE', K.ledger .. id).ok == 'hash' then
+    model = redis.call('HGET', K.ledger .. id, 'model') or lane
+    redis.call('HDEL', K.ledger .. id, unpack(FIELDS))
+  else
+    redis.call('DEL', K.ledger .. id)
+  end
+  redis.call('HSET', K.ledger .. id, 'epoch', 1, 'lane', lane, 'model', model, 'enqueued', exact(now))
+  local rest = { lane = lane, model = model }
+  finish(now, id, rest, 'failed', verdict(now, id, rest, 'failed', 'invalid_request', 'its ledger makes no sense'), ttl)
+end
+
 local function cancelled(now, id, ledger, ttl)
   finish(now, id, ledger, 'cancelled', verdict(now, id, ledger, 'cancelled', 'cancelled', 'cancelled on request'), ttl)
 end
@@ -157,7 +189,7 @@ end
 local function cancel(now, id, ttl)
   local ledger = read(id)
   if not ledger then
-    if redis.call('EXISTS', K.payload .. id) == 0 then return 'unknown' end
+    if not redis.call('ZSCORE', K.lane .. K.intake, id) then return 'unknown' end -- nobody's, or another application's
     -- Plain arq's, and not adopted yet.
     ledger = { state = 'queued', lane = K.intake, model = K.intake }
     redis.call('HSET', K.ledger .. id, 'state', 'queued', 'epoch', 1, 'lane', K.intake, 'model', K.intake, 'enqueued', exact(now))
@@ -172,21 +204,27 @@ local function cancel(now, id, ttl)
   return 'cancelled'
 end
 
+local function pass_deadline(now, id, ttl)
+  local ledger = read(id)
+  if not ledger or FINAL[ledger.state] then
+    redis.call('ZREM', K.deadlines, id)
+  elseif ledger.state == 'running' and ledger.due > now then
+    redis.call('ZADD', K.deadlines, exact(now + 1000), id) -- its worker ends it; look again in case it does not
+  else
+    expired(now, id, ledger, ttl)
+  end
+end
+
 -- What comes due without anybody claiming it: passed deadlines, and the aborts of plain arq clients.
+-- A bad record leaves these lists, so that it stops nobody; the claim that meets it in its lane ends it.
 local function sweep(now, ttl)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.deadlines, '-inf', exact(now), 'LIMIT', 0, 100)) do
-    local ledger = read(id)
-    if not ledger or FINAL[ledger.state] then
-      redis.call('ZREM', K.deadlines, id)
-    elseif ledger.state == 'running' and ledger.due > now then
-      redis.call('ZADD', K.deadlines, exact(now + 1000), id) -- its worker ends it; look again in case it does not
-    else
-      expired(now, id, ledger, ttl)
-    end
+    if not pcall(pass_deadline, now, id, ttl) then redis.call('ZREM', K.deadlines, id) end
   end
   local aborts = redis.call('ZRANGE', K.abort, 0, 99, 'WITHSCORES')
   for i = 1, #aborts, 2 do
-    if cancel(now, aborts[i], ttl) ~= 'unknown' or tonumber(aborts[i + 1]) < now - 60000 then
+    local ok, said = pcall(cancel, now, aborts[i], ttl)
+    if not ok or said ~= 'unknown' or tonumber(aborts[i + 1]) < now - 60000 then
       redis.call('ZREM', K.abort, aborts[i])
     end
   end

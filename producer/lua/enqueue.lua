@@ -3,7 +3,7 @@
 -- ARGV  1 now | 2 nonce of the call | 3 jobs a lane may hold
 --       then per job: id, lane, band, tenant, digest, delay ms, deadline ('' | '+ms from now' | 'ms'), ttl ms or '', metadata or '', payload
 -- reply {'full', lane, jobs in it}   nothing was written
---       {'ok', disposition, state, ...}   disposition: created | duplicate | conflict
+--       {'ok', disposition, state, lane, ...}   disposition: created | duplicate | conflict; lane: where it stands
 
 local WIDTH = 10
 local now, nonce, most = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
@@ -12,10 +12,11 @@ local function known(id)
   return redis.call('EXISTS', K.ledger .. id, K.payload .. id, K.result .. id) > 0
 end
 
-local fresh = {}
+local fresh, counted = {}, {}
 for i = 4, #ARGV, WIDTH do
-  if not known(ARGV[i]) then
-    local lane = ARGV[i + 1]
+  local id, lane = ARGV[i], ARGV[i + 1]
+  if not counted[id] and not known(id) then
+    counted[id] = true
     fresh[lane] = (fresh[lane] or 0) + 1
   end
 end
@@ -45,17 +46,20 @@ end
 local reply, lanes = { 'ok' }, {}
 for i = 4, #ARGV, WIDTH do
   local id, mark = ARGV[i], nonce .. ':' .. i
-  local disposition, ledger = 'created', read(id)
-  if ledger then
+  local disposition, readable, ledger = 'created', pcall(read, id)
+  if not readable then
+    disposition, ledger = 'conflict', { state = 'queued', lane = ARGV[i + 1] } -- the claim that meets it in its lane ends it
+  elseif ledger then
     if ledger.nonce ~= mark then disposition = ledger.digest == ARGV[i + 4] and 'duplicate' or 'conflict' end
   elseif known(id) then
-    disposition, ledger = 'conflict', { state = 'queued' } -- plain arq's, and not adopted yet
+    disposition, ledger = 'conflict', { state = 'queued', lane = K.intake } -- plain arq's, and not adopted yet
   else
     ledger = create(i, mark)
     lanes[ledger.lane] = true
   end
   reply[#reply + 1] = disposition
   reply[#reply + 1] = ledger.state
+  reply[#reply + 1] = ledger.lane
 end
 for lane in pairs(lanes) do enter_lane(lane) end
 return reply

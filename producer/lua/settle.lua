@@ -13,6 +13,8 @@ redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a scrip
 
 local returned, answered = {}, {} -- lane -> true; model -> latest claim that was answered
 
+-- Failures in which the provider has not answered: they prove nothing about its pause.
+local SILENT = { unavailable = true, provider_error = true, timeout = true, rate_limited = true, no_credit = true, bad_key = true }
 local COUNTERS = { 'prompt_tokens', 'completion_tokens', 'reasoning_tokens', 'cached_prompt_tokens', 'total_tokens', 'cost_in_usd_ticks' }
 
 -- The books of the day and of the job; guarded by the attempt's own field.
@@ -48,10 +50,10 @@ local function settle(at)
   local id, token, epoch, kind = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local ledger = read(id)
   if not ledger then return 'gone' end
-  book(at, id, token, ledger)
+  pcall(book, at, id, token, ledger) -- the attempt stands in the ledger before the day's books are touched
   local holder = ledger.state == 'running' and ledger.token == token
   if holder and kind == 'throttled' then pause(ledger.model, ledger.claimed, tonumber(ARGV[at + 4]), ARGV[at + 7]) end
-  if holder and (kind == 'succeeded' or kind == 'failed') and ARGV[at + 8] ~= '' then
+  if holder and (kind == 'succeeded' or kind == 'failed' and not SILENT[ARGV[at + 7]]) and ARGV[at + 8] ~= '' then
     answered[ledger.model] = math.max(answered[ledger.model] or 0, ledger.claimed)
   end
   if FINAL[ledger.state] then return 'over' end

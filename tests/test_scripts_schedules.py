@@ -1,0 +1,92 @@
+"""Random schedules over all scripts; and that they notice it when a rule of the contract is broken."""
+
+import copy
+import hashlib
+
+import pytest
+import redis.asyncio
+
+from promptq.producer import scripts
+from schedules import Schedule
+
+STEPS = 60
+SEEDS_FOR_THE_BROKEN = range(1000, 1040)
+VERBS = ("ENQUEUE", "CLAIM", "SETTLE", "RENEW", "CANCEL", "ADOPT")
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_a_random_life_on_the_fake(fake_redis: redis.asyncio.Redis, seed: int) -> None:
+    """Nothing is lost, ends twice or is held twice; books, turns and bands are right; nothing stays for ever."""
+    assert await Schedule(fake_redis, seed).live(STEPS) == []
+
+
+@pytest.mark.parametrize("seed", range(100, 125))
+async def test_a_random_life_on_the_real(redis_client: redis.asyncio.Redis, seed: int) -> None:
+    """The same on a real server."""
+    assert await Schedule(redis_client, seed).live(STEPS) == []
+
+
+RULES = {
+    "only the holder gives back or fails": (
+        "local holder = ledger.state == 'running' and ledger.token == token",
+        "local holder = ledger.state == 'running'",
+        "fence",
+    ),
+    "books once an attempt": (
+        "redis.call('HSETNX', K.ledger .. id, 'attempt:' .. token, attempt) == 0",
+        "redis.call('HSET', K.ledger .. id, 'attempt:' .. token, attempt) < 0",
+        "usage",
+    ),
+    "the same claim, the same answer": ("if last[1] == seq then", "if false then", "leased and not handed over"),
+    "the ledger goes before the score": (
+        "if ledger.state ~= 'queued' then redis.call('ZADD', K.lane .. lane, score_of(ledger), id) return false end",
+        "",
+        "two live leases",
+    ),
+    "a job keeps its turn": ("ledger.turn = ledger.turn or take_turn(", "ledger.turn = take_turn(", "out of turn"),
+    "bands in their order": ("for band = 0, 2 do serve_band", "for band = 2, 0, -1 do serve_band", "band"),
+    "a call is known by its nonce": ("if ledger.nonce ~= mark then", "if true then", "own job reported as"),
+    "a late success is taken": (
+        "kind == 'succeeded' and epoch == ledger.epoch or holder and FINAL[kind]",
+        "holder and FINAL[kind]",
+        "a paid answer was refused",
+    ),
+    "the first result wins": ("if FINAL[ledger.state] then return 'over' end", "", "a second result over the first"),
+    "a renewal takes nothing from others": (
+        "if ledger.state == 'running' and ledger.token ~= token then return 'taken' end",
+        "",
+        "two live leases",
+    ),
+    "stalls are counted": ("(ledger.stalls or 0) + 1", "(ledger.stalls or 0) + 0", "started"),
+    "readers are told": ("redis.call('PUBLISH', K.done .. id, state)", "", "ended 0 times"),
+}
+
+
+@pytest.mark.leaves_keys("a broken contract")
+@pytest.mark.parametrize("rule", RULES)
+async def test_a_broken_rule_is_noticed(
+    redis_client: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    """One rule of one script is taken away: some schedule complains of just that."""
+    text, broken, complaint = RULES[rule]
+    break_scripts(monkeypatch, text, broken)
+    heard: set[str] = set()
+    for seed in SEEDS_FOR_THE_BROKEN:
+        await redis_client.flushall()
+        heard |= set(await Schedule(redis_client, seed).live(STEPS))
+        if any(each.startswith(complaint) for each in heard):
+            return
+    pytest.fail(f"not noticed: {rule}; only {sorted(heard)[:5]}")
+
+
+def break_scripts(monkeypatch: pytest.MonkeyPatch, text: str, broken: str) -> None:
+    """Replace a text wherever a script has it."""
+    found = 0
+    for verb in VERBS:
+        script = copy.copy(getattr(scripts, verb))
+        if text in script.text:
+            script.text = script.text.replace(text, broken)
+            script.sha = hashlib.sha1(script.text.encode(), usedforsecurity=False).hexdigest()
+            monkeypatch.setattr(scripts, verb, script)
+            found += 1
+    assert found, f"the scripts have changed: they have no {text!r}"
