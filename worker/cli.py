@@ -29,6 +29,7 @@ def worker(
     models: Models = None,
     burst: Annotated[bool, typer.Option("--burst", help="Stop when the queue is empty.")] = False,
     health_port: HealthPort = None,
+    health_host: Annotated[str, typer.Option(help="0.0.0.0 for probes from other machines.")] = "127.0.0.1",
     provider: Annotated[str | None, typer.Option(help="xai or echo. [PROMPTQ_PROVIDER, xai]")] = None,
     redis_url: RedisUrl = None,
 ) -> None:
@@ -36,15 +37,24 @@ def worker(
     flags: dict[str, Any] = {"max_jobs": max_jobs, "provider": provider, "redis_url": redis_url}
     settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     serves = [name.strip() for name in (models or "").split(",") if name.strip()]
+    health = None if health_port is None else (health_host, health_port)
     if processes > 1:
-        common = _options({"max-jobs": max_jobs, "models": models, "provider": provider, "redis-url": redis_url})
+        common = _options(
+            {
+                "max-jobs": max_jobs,
+                "models": models,
+                "provider": provider,
+                "redis-url": redis_url,
+                "health-host": health_host,
+            }
+        )
         common += ["--burst"] if burst else []
         ports = [None if health_port is None else health_port + number for number in range(processes)]
         code = supervise([worker_command([*common, *_options({"health-port": port})]) for port in ports], settings)
     else:
         from promptq.worker.process import run_process  # noqa: PLC0415 - arq, which a backend may lack
 
-        code = run_process(settings, serves=serves, burst=burst, health_port=health_port)
+        code = run_process(settings, serves=serves, burst=burst, health=health)
     raise typer.Exit(code)
 
 

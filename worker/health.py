@@ -13,8 +13,8 @@ class Asked(Protocol):
         ...
 
 
-async def serve_health(worker: Asked, port: int, host: str = "0.0.0.0") -> asyncio.Server:  # noqa: S104 - probes come from outside
-    """Answer on `port` until the server is closed. Raises OSError if the port is taken."""
+async def serve_health(worker: Asked, host: str, port: int) -> asyncio.Server:
+    """Answer there until the server is closed. Raises OSError if the port is taken."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -31,13 +31,13 @@ def build_provider(settings: Settings) -> Provider:
     return XaiProvider.from_settings(settings)
 
 
-def run_process(settings: Settings, *, serves: Sequence[str], burst: bool, health_port: int | None) -> int:
-    """Run one worker until it is drained. Returns its exit code: 1 if a drain ended without Redis."""
+def run_process(settings: Settings, *, serves: Sequence[str], burst: bool, health: tuple[str, int] | None) -> int:
+    """Run one worker until it is drained. `health`: host and port. Returns 1 if Redis was away at the end, else 0."""
     logs.set_up(settings)
-    return asyncio.run(_serve(settings, serves, burst, health_port))
+    return asyncio.run(_serve(settings, serves, burst, health))
 
 
-async def _serve(settings: Settings, serves: Sequence[str], burst: bool, health_port: int | None) -> int:
+async def _serve(settings: Settings, serves: Sequence[str], burst: bool, health: tuple[str, int] | None) -> int:
     stop = _on_signals()
     await _await_redis(settings, stop)
     worker = PromptWorker(settings, build_provider(settings), serves=serves, burst=burst)
@@ -45,9 +45,9 @@ async def _serve(settings: Settings, serves: Sequence[str], burst: bool, health_
         worker.drain()
     async with contextlib.AsyncExitStack() as open_things:
         open_things.push_async_callback(worker.close)
-        if health_port is not None:
-            health = await serve_health(worker, health_port)
-            open_things.callback(health.close)
+        if health is not None:
+            server = await serve_health(worker, *health)
+            open_things.callback(server.close)
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, worker.drain)
         await worker.main()
