@@ -116,7 +116,7 @@ class Watcher:
             try:
                 await self._subscribe_and_hear()
             except (RedisError, OSError) as error:
-                log.info("subscription lost, reconnecting: %s", type(error).__name__)
+                log.warning("subscription lost, reconnecting: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(_RECONNECT_PAUSE)
 
     async def _subscribe_and_hear(self) -> None:

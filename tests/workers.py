@@ -46,9 +46,7 @@ class ScriptedProvider(EchoProvider):
 
 
 @contextlib.asynccontextmanager
-async def running_worker(
-    url: str, provider: Provider | None = None, **settings: Any
-) -> AsyncIterator[PromptWorker]:
+async def running_worker(url: str, provider: Provider | None = None, **settings: Any) -> AsyncIterator[PromptWorker]:
     """A worker that is up for the block; at its end running calls are given back. Its errors are the test's."""
     worker = PromptWorker(Settings(redis_url=url, **_SMALL | settings), provider or EchoProvider())  # type: ignore[arg-type]
     main = asyncio.create_task(worker.main(), name="worker under test")

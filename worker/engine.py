@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from promptq.producer import codec, keys
-from promptq.producer.connection import OUTAGE, open_redis
+from promptq.producer.connection import OUTAGE, close_redis, open_redis
 from promptq.producer.scripts import Claimed, Settlement
 from promptq.worker.adoption import adopt
 from promptq.worker.exchange import Exchange
@@ -77,7 +77,12 @@ class PromptWorker(Worker):
         self._runner = Runner(provider, settings, Books.of(settings, self.name, provider.name))
         self._waiting_redis: Redis = open_redis(url, timeout=settings.redis_timeout + BLOCK_SECONDS, max_connections=2)
         self._waiter = Waiter(
-            self._waiting_redis, self.name, on_work=self._want, on_word=self._ask_to_renew, on_error=self._lost_redis
+            self._waiting_redis,
+            self.name,
+            on_work=self._want,
+            on_word=self._ask_to_renew,
+            on_error=self._lost_redis,
+            calls=redis,
         )
         self._exchange = Exchange(redis, settings, self.name, self._serves)
         self._hungry = True
@@ -124,6 +129,7 @@ class PromptWorker(Worker):
         if self.leases.is_broken or self.leases.is_late:
             await self.leases.renew()
         if self._hungry and self._free_slots and self.is_claiming and not self._exchange.is_full:
+            self._waiter.hand_over()
             token, claimed = await self._exchange.settle_and_claim(self._free_slots, self.leases)
             self._hungry = claimed.stopped or bool(claimed.foreign)
             self._exhausted = not (claimed.jobs or self._hungry) and claimed.due_in is None
@@ -195,6 +201,8 @@ class PromptWorker(Worker):
                 self._bell.set()
             elif self.allow_pick_jobs:
                 self._call_later(self._settings.renew_period / 2)
+        if not self._free_slots:
+            await self._waiter.put_back()
         has_room = self.allow_pick_jobs and not self._hungry and self._free_slots > 0
         if self._waiter.wait_for(
             tuple(self._exchange.known) if has_room else (), new_ones=has_room and not self._serves
@@ -203,8 +211,9 @@ class PromptWorker(Worker):
 
     async def _keep_leases(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._renew_now.wait(), self._settings.renew_period)
+            with contextlib.suppress(TimeoutError):  # not wait_for: in Python 3.11 it may swallow the cancel of close()
+                async with asyncio.timeout(self._settings.renew_period):
+                    await self._renew_now.wait()
             self._renew_now.clear()
             if not self.leases.runs and not self.leases.is_broken:
                 continue
@@ -286,5 +295,5 @@ class PromptWorker(Worker):
         await asyncio.gather(*self._helpers, return_exceptions=True)
         await self._hook(self.on_shutdown, self.ctx)
         await self._provider.aclose()
-        await self._waiting_redis.aclose()
-        await self.pool.aclose()
+        await close_redis(self._waiting_redis)
+        await close_redis(self.pool)

@@ -31,12 +31,16 @@ class Waiter:
         on_work: Callable[[], None],
         on_word: Callable[[], None],
         on_error: Callable[[BaseException], None],
+        calls: Redis | None = None,
     ) -> None:
         self._redis = redis
+        self._calls = calls or redis
+        """For what does not block: with the short timeout that the engine's turn bears."""
         self._own = keys.wake(name)
         self._on_work, self._on_word, self._on_error = on_work, on_word, on_error
         self._wanted: tuple[str, ...] = ()
         self._blocked_on: tuple[str, ...] | None = None
+        self._heeded: set[tuple[str, str]] = set()
         self._ended = False
 
     def wait_for(self, lanes: Sequence[str], *, new_ones: bool) -> bool:
@@ -51,6 +55,15 @@ class Waiter:
     async def look_anew(self) -> None:
         """Have the task take notice of what was said."""
         await self._mark(self._own, _LOOK_ANEW)
+
+    def hand_over(self) -> None:
+        """The claim that is about to be sent is for all markers that were popped so far."""
+        self._heeded.clear()
+
+    async def put_back(self) -> None:
+        """The slots are full, perhaps by a claim under way: the markers popped since then are for another worker."""
+        while self._heeded:
+            await self._mark(*self._heeded.pop())
 
     async def run(self) -> None:
         """Wait, say, and wait again, until `end`."""
@@ -71,13 +84,14 @@ class Waiter:
             if member != _LOOK_ANEW:
                 self._on_word()
         elif key in self._wanted:
+            self._heeded.add((key, member))
             self._on_work()
         else:
             await self._mark(key, member)  # meanwhile the slots are full: it is for another worker
 
     async def _mark(self, key: str, member: str) -> None:
         """A full Redis takes no marker: then the slow poll is what is left."""
-        async with self._redis.pipeline(transaction=False) as pipe:
+        async with self._calls.pipeline(transaction=False) as pipe:
             pipe.zadd(key, {member: 0})
             pipe.expire(key, _MARKER_TTL)
             with contextlib.suppress(OutOfMemoryError):

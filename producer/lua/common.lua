@@ -151,7 +151,7 @@ local function finish(now, id, ledger, state, result, ttl)
   redis.call('PEXPIRE', K.ledger .. id, ttl)
   leave_lane(ledger.lane)
   if ledger.model ~= ledger.lane then leave_lane(ledger.model) end
-  redis.call('PUBLISH', K.done .. id, state)
+  redis.pcall('PUBLISH', K.done .. id, state) -- refused to an ACL user without channels; its readers look every ten seconds
 end
 
 -- A result in arq's wire shape for a job that ends without a run; the payload is not decoded.
