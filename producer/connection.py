@@ -57,13 +57,23 @@ def open_redis(
             options["socket_keepalive"] = True
         if urlsplit(url).scheme == SENTINEL_SCHEME:
             return _open_by_sentinel(url, options, client)
+        _check_database(url)
         pool = BlockingConnectionPool.from_url(url, max_connections=max_connections, timeout=timeout, **options)
-    except ValueError:  # whose text may quote the password
+        pool.connection_class(**pool.connection_kwargs)  # connects to nothing; refuses unknown options
+    except (ValueError, TypeError):  # whose text may quote the password
         raise ValueError(f"not a Redis URL; such are {_EXAMPLES}") from None
     pool.connection_kwargs["decode_responses"] = False  # whatever the URL says
     redis = client(connection_pool=pool)
     redis.auto_close_connection_pool = True
     return redis
+
+
+def _check_database(url: str) -> None:
+    """Where redis-py would silently take database 0. Raises ValueError."""
+    parts = urlsplit(url)
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise ValueError("a database is a number")
 
 
 def _open_by_sentinel(url: str, options: dict[str, Any], client: type[ClientT]) -> ClientT:

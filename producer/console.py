@@ -70,13 +70,14 @@ _CODES: Final[tuple[tuple[type[PromptqError], ExitCode], ...]] = (
     (InvalidPayload, ExitCode.FAILED),
     (PromptqError, ExitCode.USAGE),
 )
+_OF_THE_WORKER: Final = frozenset({"arq", "grpc", "xai_sdk", "google"})
 _NEXT_STEPS: Final[dict[type[PromptqError], str]] = {
     JobNotFound: "`promptq status` shows what waits and runs",
     QueueUnavailable: "--redis-url or PROMPTQ_REDIS_URL says where it is",
 }
 
 
-def explain(error: BaseException) -> tuple[ExitCode, str] | None:
+def explain(error: BaseException) -> tuple[ExitCode, str] | None:  # noqa: PLR0911 - one line a kind of error
     """The exit code and the line for an error that a user can do something about; None for a bug."""
     notes = getattr(error, "__notes__", ())
     match error:
@@ -91,6 +92,10 @@ def explain(error: BaseException) -> tuple[ExitCode, str] | None:
         case OSError():
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             return ExitCode.USAGE, "; ".join((what, *notes))
+        case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _OF_THE_WORKER:
+            return ExitCode.USAGE, f"{error.name} is not installed; the worker needs pip install 'promptq[worker]'"
+        case UnicodeError():
+            return ExitCode.USAGE, "an argument is not UTF-8"
         case KeyboardInterrupt():
             return ExitCode.INTERRUPTED, "interrupted"
     return None
@@ -103,7 +108,7 @@ def _setting(error: ValidationError) -> str:
     if not first["loc"]:
         return reason
     name = str(first["loc"][0]).upper()
-    variable = name if name == "REDIS_URL" or name.startswith(("PROMPTQ_", "XAI_")) else f"PROMPTQ_{name}"
+    variable = name if name == "REDIS_URL" or name.startswith(("PROMPTQ_", "XAI_API_KEY")) else f"PROMPTQ_{name}"
     return f"{variable}: {reason}; correct it in the environment"
 
 

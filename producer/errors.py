@@ -66,7 +66,7 @@ class IdConflict(PromptqError):
     """The id is taken by a job that asks something else. Choose another id, or repeat the first request."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"id {job_id!r} belongs to a job with another request; choose another id")
+        super().__init__(f"id {job_id!r} belongs to a job with another request; choose another id, or repeat that one")
         self.id = job_id
 
 

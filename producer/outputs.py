@@ -1,6 +1,7 @@
 """What commands print: results for a file, a pipe or a person's screen, and the table of lanes."""
 
 import contextlib
+import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ def _whole_file(path: Path) -> Iterator[IO[str]]:
         return
     part = partial(path)
     with _opened(part) as file:
+        _take_alone(file, part)
         try:
             yield file
             os.fsync(file.fileno())
@@ -72,10 +74,22 @@ def _whole_file(path: Path) -> Iterator[IO[str]]:
 
 def _opened(path: Path) -> IO[str]:
     try:
-        return path.open("w", encoding="utf-8")
+        return path.open("a", encoding="utf-8")
     except OSError as error:
         error.add_note("--output takes a file in a folder that can be written to, or - for stdout")
         raise
+
+
+def _take_alone(file: IO[str], part: Path) -> None:
+    """Empty the file, unless another run writes it, or has just given it its name. Raises CommandError."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat())
+    except BlockingIOError:
+        is_ours = False
+    if not is_ours:
+        raise CommandError(f"another run is writing {part}; wait for it, or name another file")
+    file.truncate(0)
 
 
 def _write(file: IO[str], line: str) -> None:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
 from types import TracebackType
@@ -30,6 +30,8 @@ T = TypeVar("T")
 CHUNK_JOBS = 250
 CHUNK_BYTES = 1024 * 1024
 _READ_AT_ONCE = 200
+_SHORTEST_LOOK = 0.1
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class PromptQueue:
         self._redis = redis
         self._settings = settings or ProducerSettings()
         self._watcher = Watcher(redis)
+        self._is_closed = False
         self._where = public_url(self._settings.redis_url.get_secret_value())
 
     @classmethod
@@ -103,6 +106,7 @@ class PromptQueue:
 
     async def aclose(self) -> None:
         """Close all connections. Jobs go on."""
+        self._is_closed = True
         await self._watcher.aclose()
         await close_redis(self._redis)
 
@@ -175,7 +179,7 @@ class PromptQueue:
 
     async def _send(self, entries: Sequence[scripts.Entry]) -> list[JobHandle]:
         settings, nonce = self._settings, uuid.uuid4().hex
-        wait = (settings.enqueue_replicas, round(settings.redis_timeout * 500))
+        wait = (settings.enqueue_replicas, round(settings.redis_timeout * 400))  # shorter than the socket's
         reply = await self._try(
             lambda: scripts.enqueue(self._redis, entries, nonce=nonce, max_queued=settings.max_queued, wait=wait)
         )
@@ -207,10 +211,14 @@ class PromptQueue:
 
     async def results(self, ids: Iterable[str]) -> dict[str, JobResult | None]:
         """Results by id; None for jobs that have not ended; unknown ids are left out."""
+        return await self._read(ids, self._settings.redis_timeout)
+
+    async def _read(self, ids: Iterable[str], within: float) -> dict[str, JobResult | None]:
+        """`within`: seconds for each `_READ_AT_ONCE` of them."""
         found: dict[str, JobResult | None] = {}
         remaining = iter(ids)
         while some := list(islice(remaining, _READ_AT_ONCE)):
-            found |= await self._try(partial(reading.read_results, self._redis, some))
+            found |= await self._try_for(within, partial(reading.read_results, self._redis, some))
         return found
 
     async def wait(self, id: str, timeout: float | None = None) -> JobResult:  # noqa: A002
@@ -229,18 +237,20 @@ class PromptQueue:
         A Redis that goes away meanwhile is waited for. Raises as `wait`.
         """
         open_ids, has_looked, is_over = set(ids), False, False
-        ends = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        clock, patience = asyncio.get_running_loop().time, self._settings.redis_timeout
+        began = clock()
         async with self._watcher.watching(open_ids) as signals:
             while open_ids:
                 if is_over:
-                    raise WaitTimeout(f"{len(open_ids)} of the jobs have no result after {timeout} s; they go on")
+                    raise _too_late(open_ids, timeout)
                 try:
-                    async with asyncio.timeout_at(ends):
-                        heard = await signals.next(None if has_looked else self._settings.redis_timeout)
+                    async with asyncio.timeout_at(None if timeout is None else began + timeout):
+                        heard = await signals.next(None if has_looked else patience / 2)
                 except TimeoutError:
                     heard, is_over = signals.ids, True  # a last look: what ended in time is not withheld
                 try:
-                    found = await self._look(heard & open_ids)
+                    left = patience if has_looked else began + patience - clock()
+                    found = await self._look(heard & open_ids, max(left, _SHORTEST_LOOK))
                 except QueueUnavailable:
                     if not has_looked:
                         raise
@@ -250,14 +260,15 @@ class PromptQueue:
                     open_ids.remove(result.id)
                     yield result
 
-    async def _look(self, ids: Iterable[str]) -> list[JobResult]:
-        """Those that have ended. Raises JobNotFound."""
+    async def _look(self, ids: Iterable[str], within: float) -> list[JobResult]:
+        """Those that have ended, in the order of their ends. Raises JobNotFound."""
         ids = list(ids)
-        found = await self.results(ids)
+        found = await self._read(ids, within)
         for job_id in ids:
             if job_id not in found:
                 raise JobNotFound(job_id)
-        return [result for result in found.values() if result is not None]
+        ended = [result for result in found.values() if result is not None]
+        return sorted(ended, key=lambda result: result.finished_at or _LONG_AGO)
 
     async def cancel(self, id: str) -> bool:  # noqa: A002
         """Cancel a job: queued, it ends at once; running, its call to the provider is cancelled within seconds.
@@ -275,7 +286,17 @@ class PromptQueue:
         return await self._try(lambda: reading.read_stats(self._redis))
 
     async def _try(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await try_until(self._settings.redis_timeout, call, self._where)
+        return await self._try_for(self._settings.redis_timeout, call)
+
+    async def _try_for(self, seconds: float, call: Callable[[], Awaitable[T]]) -> T:
+        if self._is_closed:
+            raise QueueUnavailable("this PromptQueue was closed; connect again")
+        return await try_until(seconds, call, self._where)
+
+
+def _too_late(ids: set[str], timeout: float | None) -> WaitTimeout:
+    which = f"job {next(iter(ids))!r} has" if len(ids) == 1 else f"{len(ids)} of the jobs have"
+    return WaitTimeout(f"{which} no result after {timeout} s; wait again or cancel")
 
 
 def _chunks(entries: Iterable[scripts.Entry]) -> Iterator[list[scripts.Entry]]:

@@ -102,6 +102,7 @@ class ClaimRequest:
     take_over_until: int
     may_take_poison: bool
     failure_ttl: int
+    result_ttl: int
     known_lanes: Sequence[str] = ()
     serves: Sequence[str] = ()
     max_bytes: int = 8 * 1024 * 1024
@@ -116,7 +117,7 @@ class ClaimRequest:
         return (
             _clock(now), self.worker, self.seq, self.slots,
             self.lease, self.take_over_until, int(self.may_take_poison), self.max_bytes,
-            self.failure_ttl, codec.dumps(list(self.known_lanes)), *self.serves,
+            self.failure_ttl, self.result_ttl, codec.dumps(list(self.known_lanes)), *self.serves,
         )  # fmt: skip
 
 
@@ -258,10 +259,10 @@ async def settle_and_claim(
 
 
 async def renew(
-    redis: Redis, runs: Sequence[tuple[str, str, str]], *, lease: int, failure_ttl: int, now: int | None = None
+    redis: Redis, runs: Sequence[tuple[str, str, str]], *, lease: int, result_ttl: int, now: int | None = None
 ) -> list[str]:
     """Renew the leases of (id, token, epoch); per run ours, cancel, taken or over."""
-    args: list[Arg] = [_clock(now), lease, failure_ttl]
+    args: list[Arg] = [_clock(now), lease, result_ttl]
     for run in runs:
         args += run
     return _words(await _run(redis, RENEW, args))

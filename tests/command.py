@@ -56,6 +56,7 @@ class FakeWorker:
             take_over_until=1 << 53,
             may_take_poison=True,
             failure_ttl=60_000,
+            result_ttl=60_000,
         )
         return (await scripts.claim(self._redis, request)).jobs
 

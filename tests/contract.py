@@ -101,7 +101,7 @@ class Contract:
         self._seqs[worker] += 1
         ordinary = ClaimRequest(
             worker=worker, seq=self._seqs[worker], slots=slots, lease=LEASE, take_over_until=1 << 53,
-            may_take_poison=True, failure_ttl=FAILURE_TTL,
+            may_take_poison=True, failure_ttl=FAILURE_TTL, result_ttl=RESULT_TTL,
         )  # fmt: skip
         return replace(ordinary, **options)
 
@@ -135,7 +135,7 @@ class Contract:
     async def renew(self, *runs: Run) -> list[str]:
         """Renew the leases of runs; a word for each."""
         asked = [(run.id, run.token, run.job.epoch) for run in runs]
-        return await scripts.renew(self.redis, asked, lease=LEASE, failure_ttl=FAILURE_TTL, now=self.now)
+        return await scripts.renew(self.redis, asked, lease=LEASE, result_ttl=RESULT_TTL, now=self.now)
 
     async def cancel(self, *ids: str) -> list[str]:
         """Cancel jobs; a word for each."""

@@ -34,6 +34,7 @@ class Hand:
             take_over_until=0,
             may_take_poison=False,
             failure_ttl=_TTL,
+            result_ttl=_TTL,
         )
         claimed = await scripts.claim(self._redis, request)
         self._tokens |= {job.id: request.token for job in claimed.jobs}

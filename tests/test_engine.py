@@ -32,13 +32,14 @@ async def queue(redis_url: str) -> AsyncIterator[PromptQueue]:
 
 
 async def test_hooks_see_the_job_and_their_errors_end_nothing(redis_url: str, queue: PromptQueue) -> None:
-    """All four hooks are called, with the job's id and try; each raises, and the job succeeds all the same."""
+    """All four hooks are called, with the job's id and try; those of jobs and of the end raise, which ends nothing."""
     seen: list[tuple[str, Any, Any]] = []
 
     def hook(name: str) -> Any:
         async def run(ctx: dict[Any, Any]) -> None:
             seen.append((name, ctx.get("job_id"), ctx.get("job_try")))
-            raise RuntimeError(name)
+            if name != "on_startup":
+                raise RuntimeError(name)
 
         return run
 
@@ -155,6 +156,7 @@ async def test_an_outcome_that_redis_refuses_is_kept_and_holds_up_no_other(
             await results_of(queue, ids[1:], timeout=IN_NO_TIME)
             assert await queue.result("refused") is None
         assert (await queue.wait("refused", 5)).status is JobStatus.SUCCEEDED
+        assert provider.started == ["hang"] * 3, "it was called again"
 
 
 async def test_an_outcome_that_redis_never_takes_does_not_stop_the_worker(

@@ -175,5 +175,5 @@ def test_a_child_killed_before_it_listens_counts_as_ended(tmp_path: Path, log: L
 
 
 def test_children_run_this_very_python() -> None:
-    """Not whatever `promptq` stands on PATH."""
-    assert worker_command(["--burst"]) == [sys.executable, "-m", "promptq.worker", "--burst"]
+    """Not whatever `promptq` stands on PATH; and they end with whoever started them."""
+    assert worker_command(["--burst"]) == [sys.executable, "-m", "promptq.worker", "--ends-with-stdin", "--burst"]

@@ -4,8 +4,10 @@ import time
 
 import structlog
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from promptq.producer import codec, scripts
+from promptq.producer.connection import OUTAGE
 from promptq.producer.entries import adoption_of
 from promptq.producer.errors import InvalidJob, InvalidPayload
 from promptq.producer.scripts import Adoption, Entry, Foreign
@@ -16,7 +18,7 @@ log = structlog.get_logger("promptq.adoption")
 
 
 async def adopt(redis: Redis, foreign: Foreign, settings: Settings, worker: str) -> None:
-    """Adopt or refuse one job. Whoever dies in the middle leaves it to the next worker. Raises redis errors."""
+    """Adopt or refuse one job. Whoever dies in the middle leaves it to the next worker. Raises OUTAGE."""
     try:
         job_id = foreign.id.decode()
     except UnicodeDecodeError:
@@ -24,8 +26,14 @@ async def adopt(redis: Redis, foreign: Foreign, settings: Settings, worker: str)
         await scripts.discard(redis, foreign)
         return
     adoption = _adoption(job_id, foreign, settings, worker)
-    said = await scripts.adopt(redis, adoption, failure_ttl=settings.failure_ttl_ms)
-    log.info("job.refused" if said == "refused" else "job.adopted", job_id=job_id)
+    try:
+        said = await scripts.adopt(redis, adoption, failure_ttl=settings.failure_ttl_ms)
+    except OUTAGE:
+        raise
+    except RedisError as error:
+        log.warning("job.not_adopted", job_id=job_id, reason=str(error))
+    else:
+        log.info("job.refused" if said == "refused" else "job.adopted", job_id=job_id)
 
 
 def _adoption(job_id: str, foreign: Foreign, settings: Settings, worker: str) -> Adoption:

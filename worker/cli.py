@@ -24,7 +24,9 @@ HealthPort = Annotated[
 @app.command()
 def worker(
     *,
-    max_jobs: Annotated[int | None, typer.Option(help="Calls at once in one process. [PROMPTQ_MAX_JOBS, 100]")] = None,
+    max_jobs: Annotated[
+        int | None, typer.Option(min=1, help="Calls at once in one process. [PROMPTQ_MAX_JOBS, 100]")
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Worker processes; one that dies is restarted.")] = 1,
     models: Models = None,
     burst: Annotated[bool, typer.Option("--burst", help="Stop when the queue is empty.")] = False,
@@ -32,6 +34,7 @@ def worker(
     health_host: Annotated[str, typer.Option(help="0.0.0.0 for probes from other machines.")] = "127.0.0.1",
     provider: Annotated[str | None, typer.Option(help="xai or echo. [PROMPTQ_PROVIDER, xai]")] = None,
     redis_url: RedisUrl = None,
+    ends_with_stdin: Annotated[bool, typer.Option("--ends-with-stdin", hidden=True)] = False,
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C: then calls finish; a second signal gives them back at once."""
     flags: dict[str, Any] = {"max_jobs": max_jobs, "provider": provider, "redis_url": redis_url}
@@ -54,7 +57,7 @@ def worker(
     else:
         from promptq.worker.process import run_process  # noqa: PLC0415 - arq, which a backend may lack
 
-        code = run_process(settings, serves=serves, burst=burst, health=health)
+        code = run_process(settings, serves=serves, burst=burst, health=health, ends_with_stdin=ends_with_stdin)
     raise typer.Exit(code)
 
 

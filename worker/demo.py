@@ -6,14 +6,15 @@ Takes nothing from `PROMPTQ_*` and `REDIS_URL`, so that no production job ever g
 import asyncio
 import contextlib
 import os
+import signal
 import tempfile
 import time
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import PIPE, Process
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from pydantic import SecretStr
 from rich.console import Console
@@ -40,12 +41,16 @@ def run_demo(file: Path | None, *, field: str | None, live: bool) -> ExitCode:
     """Run it all and end it all. Raises CommandError, or OSError for a file that cannot be read."""
     if live and not any(os.environ.get(name) for name in _KEYS):
         raise CommandError("--live asks the real API: set XAI_API_KEY; without --live no key is needed")
+    key = {name: os.environ[name] for name in _KEYS if os.environ.get(name)}
+    for name in [name for name in os.environ if name.startswith(_NOT_OURS)]:
+        del os.environ[name]
     jobs = _jobs(file, field)
-    console = Console()
     try:
-        return asyncio.run(_demo(jobs, console, live=live))
+        return asyncio.run(_demo(jobs, Console(), key if live else None))
     except EmbeddedRedisError as error:
         raise CommandError(str(error)) from None
+    except asyncio.CancelledError:
+        return ExitCode.INTERRUPTED
 
 
 def _jobs(file: Path | None, field: str | None) -> list[PromptJob]:
@@ -66,33 +71,36 @@ def _jobs(file: Path | None, field: str | None) -> list[PromptJob]:
     return [line.job for line in lines if not isinstance(line, BadLine)]
 
 
-async def _demo(jobs: list[PromptJob], console: Console, *, live: bool) -> ExitCode:
+async def _demo(jobs: list[PromptJob], console: Console, key: dict[str, str] | None) -> ExitCode:
+    """`key`: the environment that holds the real API's key; None: simulate."""
+    _cancel_on_signals()
     async with contextlib.AsyncExitStack() as stack:
         redis = await stack.enter_async_context(PrivateRedis())
-        environment = await stack.enter_async_context(_provider(live=live))
+        environment = await stack.enter_async_context(_provider(key))
         log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
         workers = await stack.enter_async_context(_workers(redis.url, environment, log))
         settings = ProducerSettings(redis_url=SecretStr(redis.url))
         queue = await stack.enter_async_context(PromptQueue.connect(settings=settings))
-        answers = "the real api.x.ai" if live else "a simulated api.x.ai"
+        answers = "the real api.x.ai" if key else "a simulated api.x.ai"
         way = f"Redis on port {redis.port} -> {WORKERS} workers of {MAX_JOBS} slots -> {answers}"
         console.print(f"[bold]promptq demo[/]: {len(jobs)} prompts -> {way}\n", highlight=False)
-        try:
-            async with asyncio.TaskGroup() as group:
-                watch = group.create_task(_raise_when_all_have_died(workers))
-                tally = await _run_jobs(queue, jobs, console)
-                watch.cancel()
-        except* _WorkersDied:
-            raise CommandError(f"the workers ended: {_last_line(log)}", ExitCode.FAILED) from None
-    _sum_up(tally, console, live=live)
+        tally = await _run_watched(_run_jobs(queue, jobs, console), workers, redis, log)
+    _sum_up(tally, console, live=key is not None)
     return ExitCode.OK if set(tally.by_status) == {JobStatus.SUCCEEDED} else ExitCode.FAILED
 
 
+def _cancel_on_signals() -> None:
+    """End as Ctrl-C does, with everything that was started."""
+    demo = asyncio.current_task()
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(signum, lambda: demo and demo.cancel())
+
+
 @contextlib.asynccontextmanager
-async def _provider(*, live: bool) -> AsyncIterator[dict[str, str]]:
+async def _provider(key: dict[str, str] | None) -> AsyncIterator[dict[str, str]]:
     """What answers, as the environment that points a worker at it."""
-    if live:
-        yield {name: os.environ[name] for name in _KEYS if name in os.environ}
+    if key:
+        yield key
         return
     async with running_simulator(latency=LATENCY) as simulator:
         yield {"XAI_API_KEY": "simulated", "PROMPTQ_XAI_HOST": simulator.host, "PROMPTQ_XAI_INSECURE": "1"}
@@ -101,40 +109,58 @@ async def _provider(*, live: bool) -> AsyncIterator[dict[str, str]]:
 @contextlib.asynccontextmanager
 async def _workers(redis_url: str, environment: dict[str, str], log: IO[bytes]) -> AsyncIterator[list[Process]]:
     """Worker processes; they stop claiming and end with the block."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
-    settings = {"PROMPTQ_REDIS_URL": redis_url, "PROMPTQ_MAX_JOBS": str(MAX_JOBS), "PROMPTQ_LOG_LEVEL": "warning"}
+    settings = {
+        "PROMPTQ_REDIS_URL": redis_url,
+        "PROMPTQ_MAX_JOBS": str(MAX_JOBS),
+        "PROMPTQ_LOG_LEVEL": "warning",
+        # Nobody waits for them when the demo is gone.
+        "PROMPTQ_DRAIN_TIMEOUT": "0",
+        "PROMPTQ_REDIS_TIMEOUT": "1",
+    }
     started = [
         await asyncio.create_subprocess_exec(
-            *worker_command([]), env=clean | settings | environment, stdin=DEVNULL, stderr=log, start_new_session=True
+            *worker_command([]),
+            env=os.environ | settings | environment,
+            stdin=PIPE,
+            stderr=log,
+            start_new_session=True,
         )
         for _ in range(WORKERS)
     ]
     try:
         yield started
     finally:
-        for process in started:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
         try:
-            async with asyncio.timeout(5):
-                await _all_end(started)
-        except TimeoutError:
+            for process in started:
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+            await asyncio.wait([asyncio.create_task(_all_end(started))], timeout=5)
+        finally:
             for process in started:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
-
-
-class _WorkersDied(Exception):
-    """No worker is left to answer."""
 
 
 async def _all_end(workers: list[Process]) -> None:
     await asyncio.gather(*(process.wait() for process in workers))
 
 
-async def _raise_when_all_have_died(workers: list[Process]) -> None:
-    await _all_end(workers)
-    raise _WorkersDied
+async def _run_watched(
+    running: Coroutine[Any, Any, "_Tally"], workers: list[Process], redis: PrivateRedis, log: IO[bytes]
+) -> "_Tally":
+    """What `running` returns. Raises CommandError if nobody is left to answer."""
+    jobs, deaths = asyncio.create_task(running), asyncio.create_task(_all_end(workers))
+    try:
+        while not jobs.done():
+            await asyncio.wait([jobs, deaths], timeout=1, return_when=asyncio.FIRST_COMPLETED)
+            if deaths.done():
+                raise CommandError(f"the workers ended: {_last_line(log)}", ExitCode.FAILED)
+            if not redis.running:
+                raise CommandError("the private Redis ended; run the demo again", ExitCode.FAILED)
+        return jobs.result()
+    finally:
+        jobs.cancel()
+        deaths.cancel()
 
 
 async def _run_jobs(queue: PromptQueue, jobs: list[PromptJob], console: Console) -> "_Tally":

@@ -105,15 +105,19 @@ class PromptWorker(Worker):
         structlog.contextvars.bind_contextvars(worker=self.name)
         log.info("worker.started", worker=self.name, provider=self._provider.name, max_jobs=self.max_jobs)
         self.ctx["redis"] = self.pool
-        await self._hook(self.on_startup, self.ctx)
+        if self.on_startup:
+            await self.on_startup(self.ctx)
         self._helpers = [
             asyncio.create_task(self._waiter.run(), name="promptq waiter"),
             asyncio.create_task(self._keep_leases(), name="promptq leases"),
         ]
+        for helper in self._helpers:
+            helper.add_done_callback(lambda _: self._bell.set())
         self._bell.set()
         while not self._is_done():
             await self._bell.wait()
             self._bell.clear()
+            self._check_helpers()
             try:
                 await self._turn()
             except OUTAGE as error:
@@ -130,8 +134,13 @@ class PromptWorker(Worker):
             await self.leases.renew()
         if self._hungry and self._free_slots and self.is_claiming and not self._exchange.is_full:
             self._waiter.hand_over()
-            token, claimed = await self._exchange.settle_and_claim(self._free_slots, self.leases)
-            self._hungry = claimed.stopped or bool(claimed.foreign)
+            was_answered, self._hungry = False, False  # what is heard while the claim is under way counts
+            try:
+                token, claimed = await self._exchange.settle_and_claim(self._free_slots, self.leases)
+                was_answered = True
+            finally:
+                self._hungry = self._hungry or not was_answered
+            self._hungry = self._hungry or claimed.stopped or bool(claimed.foreign)
             self._exhausted = not (claimed.jobs or self._hungry) and claimed.due_in is None
             self._start(token, claimed)
             for foreign in claimed.foreign:
@@ -140,6 +149,12 @@ class PromptWorker(Worker):
         else:
             await self._exchange.settle()
         await self._look_out()
+
+    def _check_helpers(self) -> None:
+        """Without renewals or wake-ups the worker must end, to be started anew. Raises what ended a helper."""
+        for helper in self._helpers:
+            if helper.done():
+                helper.result()
 
     @property
     def _free_slots(self) -> int:
@@ -201,13 +216,12 @@ class PromptWorker(Worker):
                 self._bell.set()
             elif self.allow_pick_jobs:
                 self._call_later(self._settings.renew_period / 2)
-        if not self._free_slots:
-            await self._waiter.put_back()
         has_room = self.allow_pick_jobs and not self._hungry and self._free_slots > 0
-        if self._waiter.wait_for(
-            tuple(self._exchange.known) if has_room else (), new_ones=has_room and not self._serves
-        ):
+        lanes = tuple(self._exchange.known) if has_room else ()
+        if self._waiter.wait_for(lanes, new_ones=has_room and not self._serves):
             await self._waiter.look_anew()
+        if not (self.allow_pick_jobs and self._free_slots):
+            await self._waiter.put_back()  # now that the waiter would not pop it again
 
     async def _keep_leases(self) -> None:
         while True:
@@ -279,7 +293,8 @@ class PromptWorker(Worker):
         if self._timer:
             self._timer.cancel()
         self._stop_runs()
-        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        if self.tasks:
+            await asyncio.wait(self.tasks.values(), timeout=self._settings.redis_timeout)  # a hook may hang
         with contextlib.suppress(RedisError, OSError):
             while self._exchange.unsettled:
                 await self._exchange.settle()

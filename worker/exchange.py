@@ -5,6 +5,7 @@ Outcomes wait here, through an outage too, until Redis has taken them; a claim i
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, islice
 
 import structlog
 from redis.asyncio import Redis
@@ -17,6 +18,9 @@ from promptq.worker.leases import Leases
 from promptq.worker.settings import Settings
 
 SETTLED_AT_ONCE = 200
+CLAIMED_AT_ONCE = 200
+MOST_BYTES = 4 * 1024 * 1024
+"""Of results in one call: an outage must not begin because a call is too long for its timeout."""
 MOST_LANES = 100
 """To wait for; more are found by the slow poll."""
 MOST_REFUSALS = 3
@@ -47,9 +51,15 @@ class Exchange:
         """Whether so much waits to be written that no more must be begun."""
         return len(self.unsettled) > self._settings.max_jobs + SETTLED_AT_ONCE
 
+    def _head(self) -> list[Settlement]:
+        """The next outcomes to write: at least one, if there is any."""
+        sizes = accumulate(len(settlement.result) for settlement in self.unsettled)
+        fitting = sum(size <= MOST_BYTES for size in islice(sizes, SETTLED_AT_ONCE))
+        return self.unsettled[: max(1, fitting)]
+
     async def settle(self) -> None:
         """Write outcomes; wake others for the jobs that go back."""
-        batch = self.unsettled[:SETTLED_AT_ONCE]
+        batch = self._head()
         if not batch:
             return
         try:
@@ -62,7 +72,7 @@ class Exchange:
     async def settle_and_claim(self, slots: int, leases: Leases) -> tuple[str, Claimed]:
         """Write outcomes and take jobs for `slots`, in one round trip; returns the token of the jobs, too."""
         request = self._request(slots, leases)
-        batch = self.unsettled[:SETTLED_AT_ONCE]
+        batch = self._head()
         if batch:
             claimed = await self._settle_then_claim(batch, request)
         else:
@@ -132,11 +142,12 @@ class Exchange:
         return ClaimRequest(
             worker=self._worker,
             seq=self._seq,
-            slots=slots,
+            slots=min(slots, CLAIMED_AT_ONCE),
             lease=self._settings.lease_ms,
             take_over_until=self._take_over_until if leases.may_take_over else 0,
             may_take_poison=leases.may_take_poison,
             failure_ttl=self._settings.failure_ttl_ms,
+            result_ttl=self._settings.result_ttl_ms,
             known_lanes=tuple(self.known),
             serves=self._serves,
         )

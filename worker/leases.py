@@ -71,7 +71,7 @@ class Leases:
             runs = [run for job_id in ids[start : start + RENEWED_AT_ONCE] if (run := self.runs.get(job_id))]
             asked = [(run.job.id, run.token, run.job.epoch) for run in runs]
             said = await scripts.renew(
-                self._redis, asked, lease=self._settings.lease_ms, failure_ttl=self._settings.failure_ttl_ms
+                self._redis, asked, lease=self._settings.lease_ms, result_ttl=self._settings.result_ttl_ms
             )
             for run, word in zip(runs, said, strict=True):
                 self._heed(run, word)

@@ -1,4 +1,4 @@
-"""How the worker logs: structlog events, for a console or as one JSON object a line. Never a prompt, never a key."""
+"""How the worker logs: structlog events, for a console or as one JSON object a line. Never a prompt or a key."""
 
 import logging
 import sys

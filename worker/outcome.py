@@ -2,6 +2,7 @@
 
 answer                                   -> Succeeded
 rate_limited, no_credit, bad_key         -> Throttled   the model pauses, nothing is spent
+a provider that was not reached at all   -> Throttled
 unavailable, provider_error              -> Retry       spent; exponential backoff with full jitter
 timeout                                  -> Retry once, then Failed: the call may have been paid
 every other code                         -> Failed
@@ -87,7 +88,7 @@ def judge(said: Answer | ProviderError, *, spent: int, timeouts: int, max_attemp
         return Succeeded(said)
     error = JobError(code=said.code, message=said.message)
     asked = min(said.retry_after or 0.0, LONGEST_RETRY_AFTER)
-    if said.code in THROTTLES:
+    if said.code in THROTTLES or not said.was_sent:
         return Throttled(error, asked)
     if said.code not in RETRIED or spent + 1 >= max_attempts:
         return Failed(error)

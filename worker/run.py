@@ -33,6 +33,9 @@ _EVENTS: dict[type[Outcome], str] = {
     Expired: "job.expired",
 }
 
+_LOUD = frozenset({ErrorCode.BAD_KEY, ErrorCode.NO_CREDIT})
+"""Nothing runs any more until somebody acts."""
+
 StopReason = Literal["cancelled", "over", "shutdown"]
 
 
@@ -102,13 +105,16 @@ class Runner:
         timeout, left = prompt.timeout or self.settings.job_timeout, run.seconds_left
         limit = timeout if left is None else min(timeout, left)
         run.calling_since = _now()
+        clock = asyncio.timeout(limit)
         try:
-            async with asyncio.timeout(limit):
+            async with clock:
                 return await self.provider.sample(prompt, timeout)
         except ProviderError as error:
             return error
         except TimeoutError:
-            return Expired() if limit < timeout else ProviderError(ErrorCode.TIMEOUT, f"no answer within {timeout:g} s")
+            if clock.expired() and limit < timeout:
+                return Expired()
+            return ProviderError(ErrorCode.TIMEOUT, f"no answer within {timeout:g} s")
         except asyncio.CancelledError:
             return _stopped(run)
         except Exception as error:  # noqa: BLE001 - a provider's bug must not end the worker
@@ -116,7 +122,9 @@ class Runner:
             log.error("provider.bug", job_id=run.job.id, error=type(error).__name__, where="".join(where))  # noqa: TRY400
             return ProviderError(ErrorCode.PROVIDER_ERROR, f"{type(error).__name__} in the provider")
 
-    def _judge(self, run: Run, prompt: PromptJob, said: Answer | ProviderError | Outcome) -> tuple[Outcome, Call]:
+    def _judge(
+        self, run: Run, prompt: PromptJob, said: Answer | ProviderError | Outcome
+    ) -> tuple[Outcome, Call | None]:
         started, finished = run.calling_since or 0, _now()
         if not isinstance(said, Answer | ProviderError):
             return said, Call(started, finished, _reason(said))
@@ -127,8 +135,11 @@ class Runner:
             max_attempts=prompt.max_attempts or self.settings.max_attempts,
             luck=random.random(),
         )
-        error = None if isinstance(said, Answer) else JobError(code=said.code, message=said.message)
-        return outcome, Call(started, finished, error, said.usage)
+        if isinstance(said, Answer):
+            return outcome, Call(started, finished, None, said.usage)
+        if not said.was_sent:
+            return outcome, None
+        return outcome, Call(started, finished, JobError(code=said.code, message=said.message), said.usage)
 
     def _log(self, run: Run, outcome: Outcome, call: Call | None) -> None:
         job = run.job
@@ -139,7 +150,8 @@ class Runner:
             log.info("job.succeeded", **bound, tokens=outcome.answer.usage.total_tokens, **self._content(outcome))
             return
         error = _reason(outcome)
-        log.warning(_EVENTS[type(outcome)], **bound, code=error.code.value, reason=error.message)
+        say = log.error if error.code in _LOUD else log.warning
+        say(_EVENTS[type(outcome)], **bound, code=error.code.value, reason=error.message)
 
     def _content(self, outcome: Succeeded) -> dict[str, str]:
         return {"content": outcome.answer.content} if self.settings.log_content else {}

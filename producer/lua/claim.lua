@@ -2,17 +2,19 @@
 -- Sent again with the same sequence number it gives the same answer.
 --
 -- ARGV  1 now | 2 worker | 3 sequence number | 4 free slots | 5 lease ms | 6 time in ms until which it may take run-out leases (0: not at all)
---       7 '1': may take a job that stalled twice | 8 bytes of payload in one reply | 9 failure TTL ms
---       10 lanes this worker knows (JSON) | 11... lanes it serves (none: all)
+--       7 '1': may take a job that stalled twice | 8 bytes of payload in one reply | 9 failure TTL ms | 10 result TTL ms
+--       11 lanes this worker knows (JSON) | 12... lanes it serves (none: all)
 -- reply {now, '1' if slots or bytes stopped it, ms until something comes due or -1}, {lane, ...},
 --       {{id, epoch, lane, model, spent, deadline or '', enqueued, stalls, timeouts, payload}, ...},
 --       {{id, lane, payload of plain arq or ''}, ...}
 
 local now, worker, seq, slots, length = clock(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local may_take_over, may_take_poison, most_bytes, ttl = now < tonumber(ARGV[6]), ARGV[7] == '1', tonumber(ARGV[8]), ARGV[9]
+local may_take_over, may_take_poison, most_bytes, failure_ttl = now < tonumber(ARGV[6]), ARGV[7] == '1', tonumber(ARGV[8]), ARGV[9]
+local result_ttl = ARGV[10]
 local token, record = worker .. ':' .. seq, K.worker .. worker
 redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 
+local MOST_FOREIGN = 50 -- the worker adopts them one by one
 local jobs, foreign, bytes, stopped, due_in = {}, {}, 0, false, nil
 
 local function come_back(wait)
@@ -29,12 +31,12 @@ end
 
 local function known_lanes()
   local served = {}
-  for i = 11, #ARGV do served[ARGV[i]] = true end
+  for i = 12, #ARGV do served[ARGV[i]] = true end
   local lanes = {}
   for _, lane in ipairs(redis.call('ZRANGE', K.lanes, 0, -1)) do
-    if #ARGV < 11 or served[lane] then lanes[#lanes + 1] = lane end
+    if #ARGV < 12 or served[lane] then lanes[#lanes + 1] = lane end
   end
-  if #ARGV < 11 and redis.call('ZSCORE', K.lanes, K.intake) == false then lanes[#lanes + 1] = K.intake end
+  if #ARGV < 12 and redis.call('ZSCORE', K.lanes, K.intake) == false then lanes[#lanes + 1] = K.intake end
   return lanes
 end
 local lanes = known_lanes()
@@ -57,7 +59,7 @@ local function guarded(lane, id, act, ...)
   if ok then return said end
   redis.call('ZREM', K.lane .. lane, id)
   redis.call('ZREM', K.running .. lane, id)
-  pcall(write_off, now, id, lane, ttl)
+  pcall(write_off, now, id, lane, failure_ttl)
   return nil
 end
 
@@ -69,7 +71,7 @@ end
 
 local function hand_over_foreign(id, lane)
   local size = redis.call('STRLEN', K.payload .. id)
-  if #jobs + #foreign > 0 and bytes + size > most_bytes then
+  if #foreign == MOST_FOREIGN or #jobs + #foreign > 0 and bytes + size > most_bytes then
     return redis.call('ZADD', K.lane .. lane, exact(now), id) -- due at once: the next claim takes it
   end
   bytes = bytes + size
@@ -83,11 +85,11 @@ local function stall(id, ledger)
   ledger.stalls = (ledger.stalls or 0) + 1
   redis.call('HSET', K.ledger .. id, 'stalls', exact(ledger.stalls))
   unlease(id, ledger)
-  if ledger.cancel then return cancelled(now, id, ledger, ttl) end
-  if ledger.deadline and ledger.deadline <= now then return expired(now, id, ledger, ttl) end
+  if ledger.cancel then return cancelled(now, id, ledger, result_ttl) end
+  if ledger.deadline and ledger.deadline <= now then return expired(now, id, ledger, result_ttl) end
   if ledger.stalls >= POISON_STALLS then
     local why = 'the lease ran out ' .. POISON_STALLS .. ' times: its workers died, or could not reach Redis'
-    return finish(now, id, ledger, 'failed', verdict(now, id, ledger, 'failed', 'stalled', why), ttl)
+    return finish(now, id, ledger, 'failed', verdict(now, id, ledger, 'failed', 'stalled', why), failure_ttl)
   end
   queue(id, ledger)
 end
@@ -135,7 +137,7 @@ local function take(id, lane, band)
   if not ledger then hand_over_foreign(id, lane) return false end
   if FINAL[ledger.state] or ledger.lane ~= lane then throw_out(id, lane) return false end
   if ledger.state ~= 'queued' then redis.call('ZADD', K.lane .. lane, score_of(ledger), id) return false end
-  if ledger.deadline and ledger.deadline <= now then expired(now, id, ledger, ttl) return false end
+  if ledger.deadline and ledger.deadline <= now then expired(now, id, ledger, result_ttl) return false end
   local is_probe = false
   if ledger.model ~= lane then
     local room, wait = admits(now, ledger.model)
@@ -202,7 +204,7 @@ end
 -- and for what these slots could not take.
 local function pass_on()
   local known = { [K.intake] = true }
-  for _, lane in ipairs(cjson.decode(ARGV[10])) do known[lane] = true end
+  for _, lane in ipairs(cjson.decode(ARGV[11])) do known[lane] = true end
   for _, lane in ipairs(lanes) do
     if not known[lane] then wake_new() break end
   end
@@ -222,7 +224,7 @@ local function look_ahead()
   if deadline[2] and (due_in or stopped) then come_back(math.max(1, tonumber(deadline[2]) - now)) end
 end
 
-sweep(now, ttl)
+sweep(now, result_ttl)
 promote_due()
 for band = 0, 2 do serve_band(band) end
 advance_clocks()

@@ -124,6 +124,7 @@ local function lease(id, ledger, token, due, length)
   redis.call('SET', K.in_progress .. id, token, 'PX', length)
   redis.call('ZADD', K.lane .. ledger.lane, exact(due), id)
   redis.call('ZADD', K.running .. ledger.model, exact(due), id)
+  if ledger.model ~= ledger.lane then redis.call('ZADD', K.lanes, 'NX', 0, ledger.model) end -- where its leases are looked for
 end
 
 -- Take the lease off a job, whoever holds it.
@@ -166,6 +167,7 @@ end
 local function write_off(now, id, lane, ttl)
   local model = lane
   if redis.call('TYPE', K.ledger .. id).ok == 'hash' then
+    if FINAL[redis.call('HGET', K.ledger .. id, 'state')] then return end
     model = redis.call('HGET', K.ledger .. id, 'model') or lane
     redis.call('HDEL', K.ledger .. id, unpack(FIELDS))
   else

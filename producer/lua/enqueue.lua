@@ -50,7 +50,11 @@ for i = 4, #ARGV, WIDTH do
   if not readable then
     disposition, ledger = 'conflict', { state = 'queued', lane = ARGV[i + 1] } -- the claim that meets it in its lane ends it
   elseif ledger then
-    if ledger.nonce ~= mark then disposition = ledger.digest == ARGV[i + 4] and 'duplicate' or 'conflict' end
+    if ledger.nonce == mark then
+      redis.call('HSET', K.ledger .. id, 'nonce', mark) -- a write: WAIT counts only what its own connection wrote
+    else
+      disposition = ledger.digest == ARGV[i + 4] and 'duplicate' or 'conflict'
+    end
   elseif known(id) then
     disposition, ledger = 'conflict', { state = 'queued', lane = K.intake } -- plain arq's, and not adopted yet
   else

@@ -1,6 +1,6 @@
 -- Renew leases; also ends passed deadlines and passes cancels on.
 --
--- ARGV  1 now | 2 lease ms | 3 failure TTL ms, then per run: id, token, epoch
+-- ARGV  1 now | 2 lease ms | 3 result TTL ms, then per run: id, token, epoch
 -- reply per run: ours | cancel (ours, but stop the call) | taken (another runs it; go on) | over (the job has ended; stop the call)
 
 local now, length = clock(ARGV[1]), tonumber(ARGV[2])

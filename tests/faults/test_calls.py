@@ -40,6 +40,8 @@ JOBS: Mapping[str, Mapping[str, Any]] = {
     "unwanted": {},
     **{name: {} for name in PAUSING},
 }
+SLOW_TO_RENEW: Mapping[str, object] = {"promptq_lease": 10, "promptq_redis_timeout": 5}
+"""What a worker learns sooner than every three seconds, it has been told."""
 PAUSES: Mapping[str, Mapping[str, str]] = {
     "throttled": {"code": "RESOURCE_EXHAUSTED", "details": "Too many requests for team."},
     "unpaid": {"code": "PERMISSION_DENIED", "details": "Your team has no credits left."},
@@ -88,7 +90,7 @@ class Story:
 def story(simulator_server: SimulatorProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """The run: a model of its own for each job, two workers, one of which logs JSON and the other for a console."""
     with PrivateRedis() as server:
-        settings = xai_settings(simulator_server.host, server.url) | {"promptq_max_jobs": 6}
+        settings = xai_settings(simulator_server.host, server.url) | {"promptq_max_jobs": 6, **SLOW_TO_RENEW}
         with Fleet(tmp_path_factory.mktemp("workers"), **settings) as fleet:
             yield asyncio.run(run_all(server.url, simulator_server.host, fleet))
         with contextlib.closing(redis.Redis.from_url(server.url)) as client:

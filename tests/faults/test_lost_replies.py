@@ -12,8 +12,10 @@ from waiting import wait_until
 
 
 @pytest.fixture
-async def proxy(redis_url: str) -> AsyncIterator[RedisProxy]:
-    """What stands between the process under test and Redis."""
+async def proxy(redis_url: str, redis_client: Redis) -> AsyncIterator[RedisProxy]:
+    """What stands between the process under test and Redis, which knows the scripts: no reply says that it does not."""
+    for script in (scripts.ENQUEUE, scripts.CLAIM, scripts.SETTLE, scripts.RENEW):
+        await redis_client.script_load(script.text)
     async with running_proxy(redis_url) as proxy:
         yield proxy
 

@@ -27,14 +27,22 @@ class Answer:
 class ProviderError(Exception):
     """A call that brought no answer. `code` decides what becomes of the job (outcome.py).
 
-    `retry_after` in seconds, if the provider asked for it; `usage` if it told what the failed call cost.
+    `retry_after` in seconds, if the provider asked for it; `usage` if it told what the failed call cost;
+    `was_sent` False if the provider was not reached at all: that costs no attempt.
     The message may go into results and logs: it never holds a key or the prompt.
     """
 
     def __init__(
-        self, code: ErrorCode, message: str, *, retry_after: float | None = None, usage: Usage | None = None
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        usage: Usage | None = None,
+        was_sent: bool = True,
     ) -> None:
         super().__init__(f"{code}: {message}")
+        self.was_sent = was_sent
         self.code, self.message, self.retry_after, self.usage = code, message, retry_after, usage
 
 

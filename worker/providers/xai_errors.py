@@ -67,6 +67,8 @@ _RULES: tuple[tuple[str, frozenset[StatusCode], ErrorCode], ...] = (
 )
 _COMPILED = [(re.compile(says, re.IGNORECASE | re.DOTALL), under, code) for says, under, code in _RULES]
 
+_NEVER_SENT = re.compile(r"failed to connect to all addresses|DNS resolution failed|name resolution", re.IGNORECASE)
+
 Trailers = Iterable[tuple[str, str | bytes]]
 
 _LOOKS_LIKE_A_KEY = re.compile(r"\bbearer\s+\S+|\bxai-[\w-]{6,}", re.IGNORECASE)
@@ -83,7 +85,9 @@ def error_of(code: StatusCode, details: str, trailing_metadata: Trailers | None)
     """
     meaning = next(meaning for says, under, meaning in _COMPILED if code in under and says.search(details))
     message = f"{code.name}: {details}" if details else code.name
-    return ProviderError(meaning, presentable(message), retry_after=_retry_after(trailing_metadata or ()))
+    was_sent = not (code is StatusCode.UNAVAILABLE and _NEVER_SENT.search(details))
+    retry_after = _retry_after(trailing_metadata or ())
+    return ProviderError(meaning, presentable(message), retry_after=retry_after, was_sent=was_sent)
 
 
 def presentable(text: str) -> str:
