@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from promptq.producer import codec
 from promptq.producer.errors import InvalidJob, InvalidPayload, PayloadTooLarge
 from promptq.producer.models import PromptJob
-from promptq.producer.scripts import Adoption, Entry
+from promptq.producer.records import Adoption, Entry
 from promptq.producer.settings import ProducerSettings, milliseconds
 
 _CALENDAR_ENDS = 253_402_300_800_000

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from redis.asyncio import Redis
 
-from promptq.producer import keys, reading, scripts
+from promptq.producer import keys, reading, records, scripts
 from promptq.producer.connection import close_redis, open_redis, public_url, try_until
 from promptq.producer.entries import Prompt, entry_of, job_of
 from promptq.producer.errors import IdConflict, JobNotFound, PromptqError, QueueFull, QueueUnavailable, WaitTimeout
@@ -164,7 +164,7 @@ class PromptQueue:
         if isinstance(jobs, str | bytes | Mapping | PromptJob):
             raise TypeError(f"enqueue_many takes many jobs, not one {type(jobs).__name__}; use enqueue, or a list")
         handles: list[JobHandle] = []
-        entries: Iterable[scripts.Entry] = (
+        entries: Iterable[records.Entry] = (
             entry_of(job_of(job, options, position), self._settings, position) for position, job in enumerate(jobs)
         )
         if isinstance(jobs, Sequence):
@@ -177,13 +177,13 @@ class PromptQueue:
             raise
         return handles
 
-    async def _send(self, entries: Sequence[scripts.Entry]) -> list[JobHandle]:
+    async def _send(self, entries: Sequence[records.Entry]) -> list[JobHandle]:
         settings, nonce = self._settings, uuid.uuid4().hex
         wait = (settings.enqueue_replicas, round(settings.redis_timeout * 400))  # shorter than the socket's
         reply = await self._try(
             lambda: scripts.enqueue(self._redis, entries, nonce=nonce, max_queued=settings.max_queued, wait=wait)
         )
-        if isinstance(reply, scripts.LaneFull):
+        if isinstance(reply, records.LaneFull):
             raise QueueFull(
                 f"lane {reply.lane!r} holds {reply.queued} of {settings.max_queued} jobs; enqueue when some have run"
             )
@@ -299,8 +299,8 @@ def _too_late(ids: set[str], timeout: float | None) -> WaitTimeout:
     return WaitTimeout(f"{which} no result after {timeout} s; wait again or cancel")
 
 
-def _chunks(entries: Iterable[scripts.Entry]) -> Iterator[list[scripts.Entry]]:
-    chunk: list[scripts.Entry] = []
+def _chunks(entries: Iterable[records.Entry]) -> Iterator[list[records.Entry]]:
+    chunk: list[records.Entry] = []
     size = 0
     for entry in entries:
         if chunk and (len(chunk) == CHUNK_JOBS or size + entry.size > CHUNK_BYTES):

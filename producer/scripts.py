@@ -5,18 +5,28 @@ Every call may be sent again after a lost reply: the scripts recognise it.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from promptq.producer import codec, keys
+from promptq.producer import keys
 from promptq.producer.models import JobStatus
-
-Arg = str | bytes | int | float
+from promptq.producer.records import (
+    Adoption,
+    Arg,
+    Claimed,
+    ClaimedJob,
+    ClaimRequest,
+    Enqueued,
+    Entry,
+    Foreign,
+    LaneFull,
+    Settlement,
+    clock,
+)
 
 _LUA = files("promptq.producer") / "lua"
 
@@ -39,177 +49,6 @@ CANCEL: Final = Script("cancel")
 ADOPT: Final = Script("adopt")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One job as the enqueue script takes it. Durations in ms."""
-
-    id: str
-    lane: str
-    band: int
-    tenant: str
-    digest: str
-    delay: int
-    deadline: str
-    """"" for none, "+ms" from now, or ms since 1970."""
-    ttl: int | None
-    metadata: bytes
-    payload: bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes that it takes in a call and in Redis."""
-        return len(self.payload) + len(self.metadata)
-
-    def args(self) -> tuple[Arg, ...]:
-        """In the order of ARGV."""
-        ttl: Arg = "" if self.ttl is None else self.ttl
-        return (
-            self.id, self.lane, self.band, self.tenant, self.digest,
-            self.delay, self.deadline, ttl, self.metadata, self.payload,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Enqueued:
-    """What became of one entry."""
-
-    disposition: str
-    """created, duplicate or conflict."""
-    status: JobStatus
-    lane: str
-    """Where it stands; for a duplicate perhaps not where it was meant to go."""
-
-
-@dataclass(frozen=True, slots=True)
-class LaneFull:
-    """The call was refused whole: `queued` jobs are in `lane`."""
-
-    lane: str
-    queued: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimRequest:
-    """What a worker asks for. `seq` grows by one with every claim that was answered; `lease` in ms.
-
-    `take_over_until`: in ms since 1970, by Redis' clock; run later, the claim takes over no lease that ran out.
-    """
-
-    worker: str
-    seq: int
-    slots: int
-    lease: int
-    take_over_until: int
-    may_take_poison: bool
-    failure_ttl: int
-    result_ttl: int
-    known_lanes: Sequence[str] = ()
-    serves: Sequence[str] = ()
-    max_bytes: int = 8 * 1024 * 1024
-
-    @property
-    def token(self) -> str:
-        """What stands in the ledger of every job that this claim leases."""
-        return f"{self.worker}:{self.seq}"
-
-    def args(self, now: int | None) -> tuple[Arg, ...]:
-        """In the order of ARGV."""
-        return (
-            _clock(now), self.worker, self.seq, self.slots,
-            self.lease, self.take_over_until, int(self.may_take_poison), self.max_bytes,
-            self.failure_ttl, self.result_ttl, codec.dumps(list(self.known_lanes)), *self.serves,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimedJob:
-    """A leased job. Times in ms since 1970."""
-
-    id: str
-    epoch: str
-    lane: str
-    model: str
-    spent: int
-    deadline: int | None
-    enqueued: int
-    stalls: int
-    timeouts: int
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Foreign:
-    """A job of a plain arq client, for the worker to adopt. Its id may be no text."""
-
-    id: bytes
-    lane: str
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """The answer to a claim. `due_in`: ms until something comes due; None: nothing will by itself."""
-
-    now: int
-    stopped: bool
-    due_in: int | None
-    lanes: tuple[str, ...]
-    jobs: tuple[ClaimedJob, ...]
-    foreign: tuple[Foreign, ...]
-
-
-Kind = Literal["succeeded", "failed", "cancelled", "expired", "retry", "throttled", "released"]
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """The outcome of one run as the settle script takes it. Durations in ms."""
-
-    id: str
-    token: str
-    epoch: str
-    kind: Kind
-    ttl: int
-    delay: int = 0
-    spent: bool = False
-    reason: str = ""
-    attempt: bytes = b""
-    """JSON of the Attempt; empty if no call was made."""
-    usage: tuple[int | None, ...] = (0, 0, 0, 0, 0, None)
-    """Prompt, completion, reasoning, cached and total tokens; ticks."""
-    result: bytes = b""
-
-    def args(self) -> tuple[Arg, ...]:
-        """In the order of ARGV."""
-        usage: Iterable[Arg] = ("" if amount is None else amount for amount in self.usage)
-        return (
-            self.id, self.token, self.epoch, self.kind, self.delay, int(self.spent), self.ttl, self.reason,
-            self.attempt, *usage, self.result,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Adoption:
-    """A plain arq client's job with the ledger that it is to get.
-
-    `refusal`: the failed result that it ends in instead.
-    """
-
-    entry: Entry
-    model: str
-    enqueued: int
-    refusal: bytes = b""
-
-    def args(self) -> tuple[Arg, ...]:
-        """In the order of ARGV."""
-        e = self.entry
-        ttl: Arg = "" if e.ttl is None else e.ttl
-        return (
-            e.id, e.lane, self.model, e.band, e.tenant, e.digest,
-            e.delay, e.deadline, ttl, e.metadata, self.enqueued, self.refusal,
-        )  # fmt: skip
-
-
 async def enqueue(
     redis: Redis,
     entries: Sequence[Entry],
@@ -223,7 +62,7 @@ async def enqueue(
 
     Raises TimeoutError if fewer replicas had them in time; then the jobs are accepted by the primary alone.
     """
-    args: list[Arg] = [_clock(now), nonce, max_queued]
+    args: list[Arg] = [clock(now), nonce, max_queued]
     for entry in entries:
         args += entry.args()
     replicas = wait[0]
@@ -262,7 +101,7 @@ async def renew(
     redis: Redis, runs: Sequence[tuple[str, str, str]], *, lease: int, result_ttl: int, now: int | None = None
 ) -> list[str]:
     """Renew the leases of (id, token, epoch); per run ours, cancel, taken or over."""
-    args: list[Arg] = [_clock(now), lease, result_ttl]
+    args: list[Arg] = [clock(now), lease, result_ttl]
     for run in runs:
         args += run
     return _words(await _run(redis, RENEW, args))
@@ -270,12 +109,12 @@ async def renew(
 
 async def cancel(redis: Redis, ids: Sequence[str], *, ttl: int, now: int | None = None) -> list[str]:
     """Cancel jobs; per id unknown, over, cancelled or cancelling."""
-    return _words(await _run(redis, CANCEL, [_clock(now), ttl, *ids]))
+    return _words(await _run(redis, CANCEL, [clock(now), ttl, *ids]))
 
 
 async def adopt(redis: Redis, adoption: Adoption, *, failure_ttl: int, now: int | None = None) -> str:
     """Give a plain arq client's job a ledger: adopted, refused, or known if it has one."""
-    return str((await _run(redis, ADOPT, [_clock(now), *adoption.args(), failure_ttl])).decode())
+    return str((await _run(redis, ADOPT, [clock(now), *adoption.args(), failure_ttl])).decode())
 
 
 async def discard(redis: Redis, foreign: Foreign) -> None:
@@ -286,12 +125,8 @@ async def discard(redis: Redis, foreign: Foreign) -> None:
         await pipe.execute()
 
 
-def _clock(now: int | None) -> Arg:
-    return "" if now is None else now
-
-
 def _settle_args(settlements: Sequence[Settlement], wake: bool, now: int | None) -> list[Arg]:
-    args: list[Arg] = [_clock(now), int(wake)]
+    args: list[Arg] = [clock(now), int(wake)]
     for settlement in settlements:
         args += settlement.args()
     return args
@@ -302,10 +137,10 @@ def _words(reply: Sequence[bytes]) -> list[str]:
 
 
 def _claimed(reply: Sequence[Any]) -> Claimed:
-    (now, stopped, due_in), lanes, jobs, foreign = reply
+    (now, has_more, due_in), lanes, jobs, foreign = reply
     return Claimed(
         now=int(now),
-        stopped=stopped == b"1",
+        has_more=has_more == b"1",
         due_in=None if int(due_in) < 0 else int(float(due_in)),
         lanes=tuple(map(_text, lanes)),
         jobs=tuple(_claimed_job(job) for job in jobs),

@@ -7,7 +7,7 @@ from typing import Any, Final
 from contract import LEASE
 from promptq.producer import keys
 from promptq.producer.models import JobStatus
-from promptq.producer.scripts import Claimed, ClaimRequest, Entry, Settlement
+from promptq.producer.records import Claimed, ClaimRequest, Entry, Settlement
 
 TOTAL_TOKENS: Final = 4
 RETURNING: Final = ("retry", "throttled", "released")

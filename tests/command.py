@@ -11,8 +11,8 @@ from typing import Any, Self, cast
 import redis
 import redis.asyncio
 
-from promptq.producer import codec, keys, scripts
-from promptq.producer.scripts import ClaimRequest, Settlement
+from promptq.producer import codec, keys, records, scripts
+from promptq.producer.records import ClaimRequest, Settlement
 
 COMMAND = (sys.executable, "-W", "error", "-m", "promptq.producer.cli")
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "cost_in_usd_ticks": 10_000_000}
@@ -45,7 +45,7 @@ class FakeWorker:
     async def __aexit__(self, *_: object) -> None:
         await self._redis.aclose()
 
-    async def claim(self) -> tuple[scripts.ClaimedJob, ...]:
+    async def claim(self) -> tuple[records.ClaimedJob, ...]:
         """Up to a hundred jobs."""
         self._seq += 1
         request = ClaimRequest(
@@ -60,13 +60,13 @@ class FakeWorker:
         )
         return (await scripts.claim(self._redis, request)).jobs
 
-    async def settle(self, jobs: Sequence[scripts.ClaimedJob]) -> None:
+    async def settle(self, jobs: Sequence[records.ClaimedJob]) -> None:
         """Write the outcomes of what was claimed last."""
         outcomes = [settlement(job, token=f"{self._name}:{self._seq}") for job in jobs]
         assert set(await scripts.settle(self._redis, outcomes, wake=False)) == {"done"}
 
 
-def settlement(job: scripts.ClaimedJob, token: str) -> Settlement:
+def settlement(job: records.ClaimedJob, token: str) -> Settlement:
     """The outcome as the prompt says."""
     prompt = codec.decode(job.payload)["k"]["messages"][-1]["content"]
     result: dict[str, Any] = {"model": job.model, "usage": USAGE, "started_at": AT}

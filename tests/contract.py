@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from promptq.producer import codec, keys, scripts
+from promptq.producer import codec, keys, records, scripts
 from promptq.producer.models import JobStatus
-from promptq.producer.scripts import Adoption, Claimed, ClaimedJob, ClaimRequest, Enqueued, Entry, LaneFull, Settlement
+from promptq.producer.records import Adoption, Claimed, ClaimedJob, ClaimRequest, Enqueued, Entry, LaneFull, Settlement
 
 NOW: Final = 1_800_000_000_000
 LEASE: Final = 10_000
@@ -49,11 +49,11 @@ class Run:
         """Of the job."""
         return self.job.id
 
-    def outcome(self, kind: scripts.Kind = "succeeded", **fields: Any) -> Settlement:
+    def outcome(self, kind: records.Kind = "succeeded", **fields: Any) -> Settlement:
         """The outcome of a run in which one call was made."""
         result = codec.dumps({"id": self.id, "s": kind == "succeeded", "r": {"status": kind, "content": self.token}})
         ordinary = Settlement(
-            id=self.id, token=self.token, epoch=self.job.epoch, kind=kind, spent=kind == "retry",
+            id=self.id, token=self.token, epoch=self.job.epoch, kind=kind,
             ttl=FAILURE_TTL if kind == "failed" else RESULT_TTL, attempt=codec.dumps({"worker": self.token}),
             result=result,
         )  # fmt: skip
@@ -127,7 +127,7 @@ class Contract:
         """The ids that one claim leases, in its order."""
         return [run.id for run in await self.take(worker, slots, **options)]
 
-    async def settle(self, run: Run, kind: scripts.Kind = "succeeded", *, wake: bool = False, **fields: Any) -> str:
+    async def settle(self, run: Run, kind: records.Kind = "succeeded", *, wake: bool = False, **fields: Any) -> str:
         """Write one outcome; the word that comes back."""
         [said] = await scripts.settle(self.redis, [run.outcome(kind, **fields)], wake=wake, now=self.now)
         return said

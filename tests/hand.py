@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from redis.asyncio import Redis
 
 from promptq.producer import ErrorCode, JobError, Usage, scripts
-from promptq.producer.scripts import ClaimedJob, ClaimRequest
+from promptq.producer.records import ClaimedJob, ClaimRequest
 from promptq.worker.outcome import Failed, Outcome, Succeeded
 from promptq.worker.providers.base import Answer
-from promptq.worker.settlement import Books, Call
+from promptq.worker.settlement import Call, Clerk
 
 _LEASE = 30_000
 _TTL = 60_000
@@ -20,7 +20,7 @@ class Hand:
 
     def __init__(self, redis: Redis, name: str = "hand") -> None:
         self._redis, self._name, self._seq = redis, name, 0
-        self._books = Books(name, "hand", _TTL, _TTL)
+        self._books = Clerk(name, "hand", _TTL, _TTL)
         self._tokens: dict[str, str] = {}
 
     async def claim(self, slots: int = 1000) -> list[ClaimedJob]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from books import Books
 from contract import LEASE, Contract, Run, entry, runs_of
 from promptq.producer import keys, scripts
-from promptq.producer.scripts import Claimed, ClaimRequest, Kind, Settlement
+from promptq.producer.records import Claimed, ClaimRequest, Kind, Settlement
 
 SLOTS: Final = 4
 LANES: Final = ("grok-3", "grok-4")

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from faults.bookkeeping import Ledger, audit, ledgers_of, results_of, until_running
 from promptq.producer import ErrorCode, JobStatus, PromptJob, PromptQueue, codec, keys, scripts
-from promptq.producer.scripts import Settlement
+from promptq.producer.records import Settlement
 from promptq.worker.engine import PromptWorker
 from promptq.worker.providers.base import Answer
 from promptq.worker.providers.echo import EchoProvider

@@ -28,7 +28,7 @@ from promptq.producer import (
 )
 from promptq.producer.entries import adoption_of, entry_of, job_of
 from promptq.producer.models import DELIVERY_FIELDS, REQUEST_FIELDS
-from promptq.producer.scripts import Entry
+from promptq.producer.records import Entry
 
 pytestmark = pytest.mark.producer
 

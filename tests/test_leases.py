@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from promptq.producer import scripts
-from promptq.producer.scripts import ClaimedJob
+from promptq.producer.records import ClaimedJob
 from promptq.worker.leases import RENEWED_AT_ONCE, Leases
 from promptq.worker.run import Run
 from promptq.worker.settings import Settings

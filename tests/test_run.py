@@ -11,11 +11,11 @@ from structlog.testing import LogCapture
 from promptq.producer import codec
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob, Usage
-from promptq.producer.scripts import ClaimedJob, Settlement
+from promptq.producer.records import ClaimedJob, Settlement
 from promptq.worker.providers.base import Answer, ProviderError
 from promptq.worker.run import Run, Runner, StopReason
 from promptq.worker.settings import Settings
-from promptq.worker.settlement import Books
+from promptq.worker.settlement import Clerk
 from waiting import wait_until
 
 PROMPT = "what nobody may read in a log"
@@ -71,7 +71,7 @@ def claimed(*, deadline: int | None = None, payload: bytes | None = None, spent:
 def runner(provider: Scripted, **settings: Any) -> Runner:
     """What runs it."""
     chosen = Settings(provider="echo", job_timeout=50, **settings)
-    return Runner(provider, chosen, Books.of(chosen, "w", provider.name))
+    return Runner(provider, chosen, Clerk.of(chosen, "w", provider.name))
 
 
 async def settled(act: Callable[[], Awaitable[Answer]], job: ClaimedJob | None = None, **settings: Any) -> Settlement:
@@ -187,7 +187,7 @@ async def test_a_payload_that_is_no_job_fails_without_a_call(payload: bytes) -> 
     """Redis is a border: garbage ends as a failed job, and is never executed."""
     provider = Scripted(answer)
     settlement = await runner(provider).run(Run(claimed(payload=payload), "w:1", 0))
-    assert (settlement.kind, settlement.reason, settlement.spent) == ("failed", "invalid_request", False)
+    assert (settlement.kind, settlement.reason) == ("failed", "invalid_request")
     assert (settlement.attempt, provider.asked) == (b"", [])
 
 
@@ -211,7 +211,7 @@ async def stopped(reason: StopReason, act: Callable[[], Awaitable[Answer]] = han
 async def test_a_stopped_call_is_given_up_for_its_reason(reason: StopReason, kind: str) -> None:
     """Our own cancel, another run's result, a shutdown: unspent, and the call that was made is recorded."""
     settlement, _ = await stopped(reason)
-    assert (settlement.kind, settlement.spent) == (kind, False)
+    assert settlement.kind == kind
     assert attempt_of(settlement)["code"] == "cancelled"
 
 

@@ -3,7 +3,7 @@ import pytest
 from contract import DAY, HIGH, LANE, LEASE, NOW, Contract, entries, entry
 from promptq.producer import keys
 from promptq.producer.models import JobStatus
-from promptq.producer.scripts import Foreign
+from promptq.producer.records import Foreign
 
 pytest_plugins = ["contract_fixture"]
 
@@ -82,8 +82,8 @@ async def test_slots_bound_a_claim(contract: Contract) -> None:
     """Never more jobs than free slots."""
     await contract.accept(*entries("a", "b", "c"))
     claimed = await contract.claim("w1", slots=2)
-    assert (len(claimed.jobs), claimed.stopped) == (2, True)
-    assert not (await contract.claim("w1", slots=2)).stopped
+    assert (len(claimed.jobs), claimed.has_more) == (2, True)
+    assert not (await contract.claim("w1", slots=2)).has_more
 
 
 async def test_bytes_bound_a_claim(contract: Contract) -> None:
@@ -91,7 +91,7 @@ async def test_bytes_bound_a_claim(contract: Contract) -> None:
     await contract.accept(*entries("a", "b", "c", payload=b"x" * 400))
     await contract.pop_markers()
     claimed = await contract.claim("w1", slots=9, max_bytes=1000)
-    assert ([job.id for job in claimed.jobs], claimed.stopped) == (["a", "b"], True)
+    assert ([job.id for job in claimed.jobs], claimed.has_more) == (["a", "b"], True)
     assert await contract.pop_markers() == {LANE, ""}
 
 
@@ -316,7 +316,7 @@ async def test_a_paused_lane_wakes_nobody(contract: Contract) -> None:
     await contract.settle(await contract.take_one(), "throttled", delay=5000)
     await contract.pop_markers()
     claimed = await contract.claim("w1", slots=1, known_lanes=[LANE])
-    assert (claimed.jobs, claimed.due_in, claimed.stopped) == ((), 5000, False)
+    assert (claimed.jobs, claimed.due_in, claimed.has_more) == ((), 5000, False)
     assert await contract.pop_markers() == set()
 
 

@@ -3,7 +3,7 @@ import redis.asyncio
 
 from contract import DAY, LANE, LOW, NOW, Contract, entries, entry
 from promptq.producer import keys, scripts
-from promptq.producer.scripts import LaneFull
+from promptq.producer.records import LaneFull
 
 pytestmark = pytest.mark.producer
 pytest_plugins = ["contract_fixture"]

@@ -5,7 +5,7 @@ import pytest
 from contract import DAY, FAILURE_TTL, LANE, LEASE, NOW, RESULT_TTL, Contract, Run, entries, entry, usage_key
 from promptq.producer import keys, scripts
 from promptq.producer.models import JobStatus
-from promptq.producer.scripts import Kind
+from promptq.producer.records import Kind
 
 pytest_plugins = ["contract_fixture"]
 

@@ -10,7 +10,7 @@ from promptq.producer import codec, scripts
 from promptq.producer.connection import OUTAGE
 from promptq.producer.entries import adoption_of
 from promptq.producer.errors import InvalidJob, InvalidPayload
-from promptq.producer.scripts import Adoption, Entry, Foreign
+from promptq.producer.records import Adoption, Entry, Foreign
 from promptq.worker.settings import Settings
 from promptq.worker.settlement import refusal
 

@@ -1,4 +1,4 @@
-"""`PromptWorker`: the loop of one worker process. Each turn settles what has ended and claims what there is room for.
+"""`PromptWorker`: the loop of one worker process. Each step settles what has ended and claims what there is room for.
 
 Nothing ends the loop but a drain: not a job, not a Redis error. Running a job is run.py; leases are leases.py;
 waiting for work is waiter.py.
@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from promptq.producer import codec, keys
 from promptq.producer.connection import OUTAGE, close_redis, open_redis
-from promptq.producer.scripts import Claimed, Settlement
+from promptq.producer.records import Claimed, Settlement
 from promptq.worker.adoption import adopt
 from promptq.worker.exchange import Exchange
 from promptq.worker.leases import Leases
@@ -32,7 +32,7 @@ from promptq.worker.outcome import Released
 from promptq.worker.providers.base import Provider
 from promptq.worker.run import Run, Runner
 from promptq.worker.settings import Settings
-from promptq.worker.settlement import Books
+from promptq.worker.settlement import Clerk
 from promptq.worker.waiter import BLOCK_SECONDS, Waiter
 
 POLL_IDLE = 5.0
@@ -74,7 +74,7 @@ class PromptWorker(Worker):
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.leases = Leases(redis, settings)
         self._settings, self._provider, self._serves = settings, provider, tuple(serves)
-        self._runner = Runner(provider, settings, Books.of(settings, self.name, provider.name))
+        self._runner = Runner(provider, settings, Clerk.of(settings, self.name, provider.name))
         self._waiting_redis: Redis = open_redis(url, timeout=settings.redis_timeout + BLOCK_SECONDS, max_connections=2)
         self._waiter = Waiter(
             self._waiting_redis,
@@ -119,7 +119,7 @@ class PromptWorker(Worker):
             self._bell.clear()
             self._check_helpers()
             try:
-                await self._turn()
+                await self._step()
             except OUTAGE as error:
                 self._lost_redis(error)
                 await asyncio.sleep(random.uniform(0.1, 0.5))
@@ -128,7 +128,7 @@ class PromptWorker(Worker):
                 await asyncio.sleep(1)
         log.info("worker.stopped", worker=self.name, **self._exchange.counts)
 
-    async def _turn(self) -> None:
+    async def _step(self) -> None:
         """Settle what has ended, claim for the free slots: together one round trip."""
         if self.leases.is_broken or self.leases.is_late:
             await self.leases.renew()
@@ -140,7 +140,7 @@ class PromptWorker(Worker):
                 was_answered = True
             finally:
                 self._hungry = self._hungry or not was_answered
-            self._hungry = self._hungry or claimed.stopped or bool(claimed.foreign)
+            self._hungry = self._hungry or claimed.has_more or bool(claimed.foreign)
             self._exhausted = not (claimed.jobs or self._hungry) and claimed.due_in is None
             self._start(token, claimed)
             for foreign in claimed.foreign:
@@ -189,7 +189,7 @@ class PromptWorker(Worker):
         """The task is over, perhaps cancelled before its first step."""
         if self.tasks.get(run.job.id) is task:
             del self.tasks[run.job.id]
-        self._finish(run, self._runner.books.settlement(run.job, run.token, Released(), None))
+        self._finish(run, self._runner.clerk.settlement(run.job, run.token, Released(), None))
 
     def _want(self) -> None:
         """There may be something to claim."""
@@ -208,7 +208,7 @@ class PromptWorker(Worker):
         self._timer = self.loop.call_later(wait, self._want)
 
     async def _look_out(self) -> None:
-        """Turn again if there is something to do; else wait for markers, while there is room."""
+        """Step again if there is something to do; else wait for markers, while there is room."""
         if self._exchange.unsettled:
             self._bell.set()
         if self._hungry and self._free_slots:

@@ -1,4 +1,4 @@
-"""What a worker exchanges with Redis at each turn: outcomes of what has ended against jobs for its free slots.
+"""What a worker exchanges with Redis at each step: outcomes of what has ended against jobs for its free slots.
 
 Outcomes wait here, through an outage too, until Redis has taken them; a claim is repeated until it is answered.
 """
@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from promptq.producer import scripts
 from promptq.producer.connection import OUTAGE
-from promptq.producer.scripts import Claimed, ClaimRequest, Settlement
+from promptq.producer.records import Claimed, ClaimRequest, Settlement
 from promptq.worker.leases import Leases
 from promptq.worker.settings import Settings
 

@@ -16,11 +16,11 @@ from promptq.producer import codec
 from promptq.producer.entries import job_in
 from promptq.producer.errors import ErrorCode, InvalidJob, InvalidPayload
 from promptq.producer.models import JobError, PromptJob
-from promptq.producer.scripts import ClaimedJob, Settlement
+from promptq.producer.records import ClaimedJob, Settlement
 from promptq.worker.outcome import Cancelled, Expired, Failed, Outcome, Released, Retry, Succeeded, Throttled, judge
 from promptq.worker.providers.base import Answer, Provider, ProviderError
 from promptq.worker.settings import Settings
-from promptq.worker.settlement import Books, Call
+from promptq.worker.settlement import Call, Clerk
 
 log = structlog.get_logger("promptq.run")
 
@@ -74,7 +74,7 @@ class Runner:
 
     provider: Provider
     settings: Settings
-    books: Books
+    clerk: Clerk
 
     async def run(self, run: Run) -> Settlement:
         """Run one job. Never raises: whatever happens is an outcome."""
@@ -87,7 +87,7 @@ class Runner:
         else:
             outcome = admitted
         self._log(run, outcome, call)
-        return self.books.settlement(run.job, run.token, outcome, call)
+        return self.clerk.settlement(run.job, run.token, outcome, call)
 
     def _admit(self, run: Run) -> PromptJob | Outcome:
         """Decode and check again: Redis is a border, and time has passed."""

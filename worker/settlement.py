@@ -7,7 +7,7 @@ from typing import Any
 from promptq.producer import codec, keys
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import JobError, Usage
-from promptq.producer.scripts import ClaimedJob, Kind, Settlement
+from promptq.producer.records import ClaimedJob, Kind, Settlement
 from promptq.worker.outcome import Cancelled, Expired, Failed, Outcome, Released, Retry, Succeeded, Throttled
 from promptq.worker.settings import Settings
 
@@ -23,7 +23,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
+class Clerk:
     """Who settles, and for how long results are kept: the same for every run of a process."""
 
     worker: str
@@ -32,8 +32,8 @@ class Books:
     failure_ttl: int
 
     @classmethod
-    def of(cls, settings: Settings, worker: str, provider: str) -> "Books":
-        """The books of one process."""
+    def of(cls, settings: Settings, worker: str, provider: str) -> "Clerk":
+        """The clerk of one process."""
         return cls(worker, provider, settings.result_ttl_ms, settings.failure_ttl_ms)
 
     def settlement(self, job: ClaimedJob, token: str, outcome: Outcome, call: Call | None) -> Settlement:
@@ -47,7 +47,6 @@ class Books:
             kind=kind,
             ttl=self.failure_ttl if kind == "failed" else self.result_ttl,
             delay=delay,
-            spent=kind == "retry" or (kind in ("succeeded", "failed") and call is not None),
             reason=error.code.value if error else "",
             attempt=self._attempt(call) if call else b"",
             usage=_amounts(call.usage if call else None),

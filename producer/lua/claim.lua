@@ -15,7 +15,7 @@ local token, record = worker .. ':' .. seq, K.worker .. worker
 redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 
 local MOST_FOREIGN = 50 -- the worker adopts them one by one
-local jobs, foreign, bytes, stopped, due_in = {}, {}, 0, false, nil
+local jobs, foreign, bytes, has_more, due_in = {}, {}, 0, false, nil
 
 local function come_back(wait)
   if not due_in or wait < due_in then due_in = wait end
@@ -149,7 +149,7 @@ local function take(id, lane, band)
     may_take_poison = false
   end
   local size = redis.call('STRLEN', K.payload .. id)
-  if #jobs > 0 and bytes + size > most_bytes then stopped = true return false end
+  if #jobs > 0 and bytes + size > most_bytes then has_more = true return false end
   lease(id, ledger, token, now + length, length)
   redis.call('HSET', K.ledger .. id, 'claimed', exact(now))
   if is_probe then redis.call('HSET', K.meter .. ledger.model, 'probe', exact(now + 30000)) end
@@ -167,7 +167,7 @@ local function serve(lane, band, most)
   local low, high = band == 0 and '-inf' or exact(band * BAND), '(' .. exact((band + 1) * BAND)
   local ids = redis.call('ZRANGEBYSCORE', K.lane .. lane, low, high, 'LIMIT', 0, most)
   for _, id in ipairs(ids) do
-    if stopped then return false end
+    if has_more then return false end
     if guarded(lane, id, take, lane, band) then
       slots = slots - 1
       if room == 1 then redis.call('HSET', K.meter .. lane, 'probe', exact(now + 30000)) end
@@ -179,11 +179,11 @@ end
 -- Lanes take turns inside a band: each gets its share of the slots, what is left goes round again.
 local function serve_band(band)
   local open, rounds = lanes, 0
-  while slots > 0 and #open > 0 and not stopped and rounds < MOST_ROUNDS do
+  while slots > 0 and #open > 0 and not has_more and rounds < MOST_ROUNDS do
     local still = {}
     rounds = rounds + 1
     for i, lane in ipairs(open) do
-      if slots > 0 and not stopped and serve(lane, band, math.max(1, math.floor(slots / (#open - i + 1)))) then still[#still + 1] = lane end
+      if slots > 0 and not has_more and serve(lane, band, math.max(1, math.floor(slots / (#open - i + 1)))) then still[#still + 1] = lane end
     end
     open = still
   end
@@ -208,7 +208,7 @@ local function pass_on()
   for _, lane in ipairs(lanes) do
     if not known[lane] then wake_new() break end
   end
-  if slots > 0 and not stopped then return end
+  if slots > 0 and not has_more then return end
   for _, lane in ipairs(lanes) do
     if redis.call('ZCOUNT', K.lane .. lane, '-inf', '(' .. exact(HORIZON)) > 0 and admits(now, lane) > 0 then wake(lane) end
   end
@@ -221,14 +221,14 @@ local function look_ahead()
   end
   local deadline = redis.call('ZRANGE', K.deadlines, 0, 0, 'WITHSCORES')
   -- Where nothing of these lanes is left waiting, a deadline is for the workers of other lanes.
-  if deadline[2] and (due_in or stopped) then come_back(math.max(1, tonumber(deadline[2]) - now)) end
+  if deadline[2] and (due_in or has_more) then come_back(math.max(1, tonumber(deadline[2]) - now)) end
 end
 
 sweep(now, result_ttl)
 promote_due()
 for band = 0, 2 do serve_band(band) end
 advance_clocks()
-if slots == 0 then stopped = true end
+if slots == 0 then has_more = true end
 pass_on()
 look_ahead()
 if #jobs > 0 then
@@ -237,4 +237,4 @@ if #jobs > 0 then
   redis.call('HSET', record, 'seq', seq, 'ids', cjson.encode(ids))
   redis.call('PEXPIRE', record, 600000)
 end
-return { { exact(now), stopped and '1' or '0', due_in and exact(due_in) or '-1' }, lanes, jobs, foreign }
+return { { exact(now), has_more and '1' or '0', due_in and exact(due_in) or '-1' }, lanes, jobs, foreign }

@@ -1,13 +1,13 @@
 -- Write the outcomes of runs. Every additive effect happens once per attempt, however often the call is sent.
 --
 -- ARGV  1 now | 2 '1': no claim follows, wake others for what goes back
---       then per outcome: id, token, epoch, kind, delay ms, '1' if spent, ttl ms, error code or '',
+--       then per outcome: id, token, epoch, kind, delay ms, ttl ms, error code or '',
 --       attempt (JSON, '' if no call was made), prompt, completion, reasoning, cached and total tokens, ticks or '', result or ''
 --       kind: succeeded | failed | cancelled | expired   end the job with `result`
 --             retry (after delay) | throttled (its model pauses, at least for delay) | released   give it back
 -- reply per outcome: done | back | over (the job has a result) | stale (another holds it) | gone (no ledger) | 'error: ...'
 
-local WIDTH = 16
+local WIDTH = 15
 local now, nobody_claims = clock(ARGV[1]), ARGV[2] == '1'
 redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 
@@ -19,13 +19,13 @@ local COUNTERS = { 'prompt_tokens', 'completion_tokens', 'reasoning_tokens', 'ca
 
 -- The books of the day and of the job; guarded by the attempt's own field.
 local function book(at, id, token, ledger)
-  local attempt = ARGV[at + 8]
+  local attempt = ARGV[at + 7]
   if attempt == '' or redis.call('HSETNX', K.ledger .. id, 'attempt:' .. token, attempt) == 0 then return end
   redis.call('HINCRBY', K.ledger .. id, 'attempts', 1)
   local day = K.usage .. exact(math.floor(now / 86400000))
   redis.call('HINCRBY', day, ledger.model .. ':attempts', 1)
   for i, counter in ipairs(COUNTERS) do
-    local amount = ARGV[at + 8 + i]
+    local amount = ARGV[at + 7 + i]
     if amount ~= '' and amount ~= '0' then redis.call('HINCRBY', day, ledger.model .. ':' .. counter, amount) end
   end
   redis.call('PEXPIRE', day, 90 * 86400000)
@@ -52,23 +52,23 @@ local function settle(at)
   if not ledger then return 'gone' end
   pcall(book, at, id, token, ledger) -- the attempt stands in the ledger before the day's books are touched
   local holder = ledger.state == 'running' and ledger.token == token
-  if holder and kind == 'throttled' then pause(ledger.model, ledger.claimed, tonumber(ARGV[at + 4]), ARGV[at + 7]) end
-  if holder and (kind == 'succeeded' or kind == 'failed' and not SILENT[ARGV[at + 7]]) and ARGV[at + 8] ~= '' then
+  if holder and kind == 'throttled' then pause(ledger.model, ledger.claimed, tonumber(ARGV[at + 4]), ARGV[at + 6]) end
+  if holder and (kind == 'succeeded' or kind == 'failed' and not SILENT[ARGV[at + 6]]) and ARGV[at + 7] ~= '' then
     answered[ledger.model] = math.max(answered[ledger.model] or 0, ledger.claimed)
   end
   if FINAL[ledger.state] then return 'over' end
   -- A success is paid for: it is taken from whichever run of this epoch brings it first.
   if kind == 'succeeded' and epoch == ledger.epoch or holder and FINAL[kind] then
-    finish(now, id, ledger, kind, ARGV[at + 15], ARGV[at + 6])
+    finish(now, id, ledger, kind, ARGV[at + 14], ARGV[at + 5])
     return 'done'
   end
   if not holder then return 'stale' end
   unlease(id, ledger)
   redis.call('HSET', K.ledger .. id, 'given_back', token)
-  if ARGV[at + 5] == '1' then redis.call('HINCRBY', K.ledger .. id, 'spent', 1) end
-  if ARGV[at + 7] == 'timeout' then redis.call('HINCRBY', K.ledger .. id, 'timeouts', 1) end
+  if kind == 'retry' then redis.call('HINCRBY', K.ledger .. id, 'spent', 1) end
+  if ARGV[at + 6] == 'timeout' then redis.call('HINCRBY', K.ledger .. id, 'timeouts', 1) end
   if kind == 'released' then redis.call('HINCRBY', K.ledger .. id, 'releases', 1) end
-  if ledger.cancel then cancelled(now, id, ledger, ARGV[at + 6]) return 'done' end
+  if ledger.cancel then cancelled(now, id, ledger, ARGV[at + 5]) return 'done' end
   returned[ledger.lane] = true
   if kind == 'retry' then delay(id, ledger, now + tonumber(ARGV[at + 4])) else queue(id, ledger) end
   return 'back'
