@@ -1,5 +1,6 @@
 """The `promptq` command: a producer's commands, and the worker's beside them."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,18 +43,12 @@ def worker(
     serves = [name.strip() for name in (models or "").split(",") if name.strip()]
     health = None if health_port is None else (health_host, health_port)
     if processes > 1:
-        common = _options(
-            {
-                "max-jobs": max_jobs,
-                "models": models,
-                "provider": provider,
-                "redis-url": redis_url,
-                "health-host": health_host,
-            }
-        )
-        common += ["--burst"] if burst else []
+        common = _options({"models": models, "health-host": health_host}) + (["--burst"] if burst else [])
         ports = [None if health_port is None else health_port + number for number in range(processes)]
-        code = supervise([worker_command([*common, *_options({"health-port": port})]) for port in ports], settings)
+        commands = [worker_command([*common, *_options({"health-port": port})]) for port in ports]
+        # By the environment, where a password in the URL is for nobody to see.
+        said = {f"PROMPTQ_{name.upper()}": str(value) for name, value in flags.items() if value is not None}
+        code = supervise(commands, settings, os.environ | said)
     else:
         from promptq.worker.process import run_process  # noqa: PLC0415 - arq, which a backend may lack
 

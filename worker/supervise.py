@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
 import structlog
@@ -24,8 +24,8 @@ HEALTHY_AFTER = 30.0
 class Child:
     """One worker process and the pause before it is started again."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = command
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        self._command, self._environment = command, environment
         self._pause = FIRST_PAUSE
         self._started_at = 0.0
         self.start_at = 0.0
@@ -36,7 +36,9 @@ class Child:
     def start(self) -> None:
         """Start the process, in a session of its own so that a terminal's Ctrl-C reaches it once, through us."""
         self._started_at, self._is_told = time.monotonic(), False
-        self.process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
+        self.process = subprocess.Popen(
+            self._command, env=self._environment, stdin=subprocess.PIPE, start_new_session=True
+        )
 
     def tell(self) -> None:
         """SIGTERM, if it runs: stop claiming; the second time, give everything back."""
@@ -65,10 +67,12 @@ class Child:
         self._pause = min(LONGEST_PAUSE, self._pause * 2)
 
 
-def supervise(commands: Sequence[Sequence[str]], settings: Settings) -> int:
+def supervise(
+    commands: Sequence[Sequence[str]], settings: Settings, environment: Mapping[str, str] | None = None
+) -> int:
     """Keep one child a command alive until a signal, or until all have ended well. Returns the worst exit code."""
     logs.set_up(settings)
-    children = [Child(command) for command in commands]
+    children = [Child(command, environment) for command in commands]
     stopping: list[int] = []
 
     def stop(signum: int, _frame: FrameType | None) -> None:
