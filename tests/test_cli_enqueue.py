@@ -3,6 +3,7 @@ import contextlib
 import json
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ import redis
 import redis.asyncio
 
 from command import COMMAND, FakeWorker, Run, files, json_lines, one_line, queued, settle_all, subscribers, text, write
-from promptq.producer import batch, keys
+from promptq.producer import JobResult, JobStatus, batch, keys
+from promptq.producer.console import CommandError, explain
 from promptq.producer.inputs import BadLine
+from promptq.producer.outputs import open_output
 from waiting import wait_until
 
 pytest_plugins = ["command_fixture"]
@@ -201,3 +204,23 @@ async def test_interrupted_and_run_again(promptq: Run, redis_url: str) -> None:
     assert stderr.startswith(b"0 accepted, 3 already there, 3 succeeded, 21 tokens, ")
     assert {result["content"] for result in json_lines(text("out.jsonl"))} == {"ONE", "TWO", "THREE"}
     assert files() == ["out.jsonl", "p.txt"]
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    """The second is refused in one line, and the first one's file is whole."""
+    path = tmp_path / "out.jsonl"
+    result = JobResult(id="a", status=JobStatus.SUCCEEDED, content="Hello")
+    with open_output(path) as take:
+        take(1, result)
+        with pytest.raises(CommandError, match="another run is writing"), open_output(path):
+            pass
+        take(2, result)
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_backend_without_the_worker_is_told_what_to_install() -> None:
+    """`promptq worker` where arq is missing: one line, no traceback."""
+    explained = explain(ModuleNotFoundError("No module named 'arq'", name="arq"))
+    assert explained is not None
+    assert "pip install 'promptq[worker]'" in explained[1]
+    assert explain(ModuleNotFoundError("No module named 'ours'", name="promptq.nowhere")) is None

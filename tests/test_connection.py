@@ -146,7 +146,16 @@ async def test_sentinels_are_asked_for_the_primary(sentinel_url: str, redis_clie
 
 
 @pytest.mark.parametrize(
-    "url", ["redis+sentinel://127.0.0.1/", "redis+sentinel:///main", "http://127.0.0.1", "127.0.0.1:6379", ""]
+    "url",
+    [
+        "redis+sentinel://127.0.0.1/",
+        "redis+sentinel:///main",
+        "http://127.0.0.1",
+        "127.0.0.1:6379",
+        "",
+        "redis://h/staging",
+        "redis://h/0?colour=red",
+    ],
 )
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     """ValueError says what an address looks like."""
