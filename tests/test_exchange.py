@@ -82,10 +82,18 @@ async def test_a_worker_without_renewals_ends(redis_url: str, monkeypatch: pytes
     async def broken() -> None:
         raise ZeroDivisionError
 
-    worker_ended = pytest.raises(ZeroDivisionError)
-    with worker_ended:
-        async with running_worker(redis_url) as worker:
+    provider = ScriptedProvider()
+
+    async def scene() -> None:
+        async with running_worker(redis_url, provider) as worker:
+            await queue.enqueue("hang", id="a")
+            await wait_until(lambda: provider.started)
             monkeypatch.setattr(worker.leases, "renew", broken)
-            worker.leases.is_broken = True
             worker._ask_to_renew()
             await wait_until(lambda: any(helper.done() for helper in worker._helpers))
+
+    async with PromptQueue.connect(redis_url) as queue:
+        with pytest.raises(ZeroDivisionError):
+            await scene()
+        assert provider.cancelled, "its calls go on elsewhere"
+        await queue.cancel("a")
