@@ -19,7 +19,7 @@ async def test_workers_drain_when_their_supervisor_is_killed(fleet: Fleet, queue
     handle = await queue.enqueue("q", model="m")
     pids = [pid_of(name) for name in supervisor.names]
     supervisor.kill()
-    await wait_until(lambda: not any(map(is_worker, pids)), message="the children end")
+    await wait_until(lambda: not any(map(is_worker, pids)), timeout=30, message="the children end")
     result = await queue.result(handle.id)
     if result is None:
         await queue.cancel(handle.id)
@@ -40,8 +40,8 @@ async def test_a_demo_that_is_ended_leaves_no_worker(tmp_path: Path, number: sig
         await wait_until(lambda: len(_children(demo.pid)) == 2, timeout=30, message="both workers run")
         workers = _children(demo.pid)
         demo.send_signal(number)
-        await wait_until(lambda: demo.poll() is not None, timeout=15, message="the demo ends")
-        await wait_until(lambda: not any(map(is_worker, workers)), timeout=15, message="the workers end")
+        await wait_until(lambda: demo.poll() is not None, timeout=30, message="the demo ends")
+        await wait_until(lambda: not any(map(is_worker, workers)), timeout=30, message="the workers end")
     finally:
         demo.kill()
         demo.wait()
