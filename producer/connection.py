@@ -135,7 +135,7 @@ async def _try_until(timeout: float, call: Callable[[], Awaitable[T]], where: st
                 await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
                 attempt += 1
     except TimeoutError as error:
-        why = str(problem or error) or "no answer"
+        why = str(problem or error).rstrip(".") or "no answer"
         raise QueueUnavailable(f"no Redis at {where} within {timeout:g} s: {why}; is it running?") from problem
     except ResponseError as error:
         if isinstance(error, OutOfMemoryError) or "-OOM" in str(error):  # the latter from a script in Redis 6

@@ -35,7 +35,7 @@ class Waiter:
     ) -> None:
         self._redis = redis
         self._calls = calls or redis
-        """For what does not block: with the short timeout that the engine's turn bears."""
+        """For what does not block: with the short timeout that the engine's step bears."""
         self._own = keys.wake(name)
         self._on_work, self._on_word, self._on_error = on_work, on_word, on_error
         self._wanted: tuple[str, ...] = ()
