@@ -2,6 +2,7 @@
 
 from promptq.producer.errors import (
     ErrorCode,
+    GroupNotFound,
     IdConflict,
     InvalidJob,
     InvalidPayload,
@@ -15,8 +16,10 @@ from promptq.producer.errors import (
     QueueUnavailable,
     WaitTimeout,
 )
+from promptq.producer.groups import Group
 from promptq.producer.models import (
     Attempt,
+    GroupCounts,
     JobError,
     JobResult,
     JobStatus,
@@ -33,6 +36,9 @@ from promptq.producer.settings import ProducerSettings
 __all__ = [
     "Attempt",
     "ErrorCode",
+    "Group",
+    "GroupCounts",
+    "GroupNotFound",
     "IdConflict",
     "InvalidJob",
     "InvalidPayload",

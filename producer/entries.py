@@ -119,6 +119,7 @@ def _entry(job: PromptJob, job_id: str, lane: str, payload: bytes, position: int
         ttl=None if job.result_ttl is None else milliseconds(job.result_ttl),
         metadata=_encode(job.metadata, position, "metadata") if job.metadata else b"",
         payload=payload,
+        group=job.group or "",
     )
 
 

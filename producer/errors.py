@@ -7,6 +7,7 @@ PromptqError
 ├── QueueFull                       the lane holds PROMPTQ_MAX_QUEUED jobs, or Redis is out of memory
 ├── QueueUnavailable                no answer from Redis within PROMPTQ_REDIS_TIMEOUT
 ├── JobNotFound (LookupError)       unknown id, or its result's time is over
+├── GroupNotFound (LookupError)     nobody enqueued into it, or its results' time is over
 ├── WaitTimeout (TimeoutError)      `wait` gave up; the job goes on
 ├── InvalidPayload (ValueError)     bytes in Redis that are not a job of ours; never unpickled
 └── JobFailed                       `raise_for_status` of a failed result; `.result` is that result
@@ -84,6 +85,14 @@ class JobNotFound(PromptqError, LookupError):
     def __init__(self, job_id: str) -> None:
         super().__init__(f"no job {job_id!r}: never enqueued here, or its result's time is over")
         self.id = job_id
+
+
+class GroupNotFound(PromptqError, LookupError):
+    """No group has this name: nothing was enqueued into it, or the time of its results is over."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no group {name!r}: nothing was enqueued into it here, or its results' time is over")
+        self.name = name
 
 
 class WaitTimeout(PromptqError, TimeoutError):

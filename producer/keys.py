@@ -76,6 +76,16 @@ def worker(name: str) -> str:
     return f"promptq:worker:{name}"
 
 
+def group(name: str) -> str:
+    """HASH of counters: jobs, ended, and one for each state. Writer: every script. TTL once all have ended."""
+    return f"promptq:group:{name}"
+
+
+def members(name: str) -> str:
+    """ZSET job id -> 0, or its place among the ended jobs of the group. Writer and TTL as the group's."""
+    return f"promptq:members:{name}"
+
+
 def usage(day: date) -> str:
     """HASH "model:counter" -> tokens or ticks used that day (UTC). Writer: settle. TTL: 90 days."""
     return f"promptq:usage:{day.toordinal() - date(1970, 1, 1).toordinal()}"
@@ -84,6 +94,11 @@ def usage(day: date) -> str:
 def done(job_id: str) -> str:
     """CHANNEL that hears the final status of a job. Writer: whatever ends a job."""
     return f"promptq:done:{job_id}"
+
+
+def group_done(name: str) -> str:
+    """CHANNEL that hears whenever a job of the group ends."""
+    return f"promptq:group-done:{name}"
 
 
 PREFIXES: Final = {
@@ -105,6 +120,9 @@ PREFIXES: Final = {
     "worker": worker(""),
     "usage": "promptq:usage:",
     "done": done(""),
+    "group": group(""),
+    "members": members(""),
+    "group_done": group_done(""),
 }
 """What the Lua scripts build their keys from, under the same names."""
 

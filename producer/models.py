@@ -153,6 +153,8 @@ class PromptJob(_Frozen):
     """How long its result is kept. None: `PROMPTQ_RESULT_TTL`, `PROMPTQ_FAILURE_TTL`."""
     metadata: dict[str, str] = Field(default_factory=dict)
     """Comes back with the result."""
+    group: Name | None = None
+    """Counted and read together with the others of that name (`PromptQueue.group`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -179,7 +181,7 @@ class PromptJob(_Frozen):
         return self.model_dump(mode="json", include=set(PAYLOAD_FIELDS), exclude_none=True)
 
 
-DELIVERY_FIELDS = frozenset({"id", "priority", "tenant", "delay", "deadline", "result_ttl", "metadata"})
+DELIVERY_FIELDS = frozenset({"id", "priority", "tenant", "delay", "deadline", "result_ttl", "metadata", "group"})
 PAYLOAD_FIELDS = frozenset(PromptJob.model_fields) - DELIVERY_FIELDS
 REQUEST_FIELDS = PAYLOAD_FIELDS - {"timeout", "max_attempts"}
 
@@ -264,6 +266,7 @@ class JobResult(_Read):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     worker: str | None = None
+    group: str | None = None
 
     def raise_for_status(self) -> Self:
         """Return the result itself if the job succeeded.
@@ -300,6 +303,39 @@ class QueueStats(_Read):
     lanes: tuple[LaneStats, ...]
     failed: int
     """Failed jobs whose result is still kept."""
+
+
+class GroupCounts(_Read):
+    """How many jobs of one group are where."""
+
+    name: str
+    queued: int = 0
+    delayed: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+
+    @property
+    def open(self) -> int:
+        """Jobs that have not ended."""
+        return self.queued + self.delayed + self.running
+
+    @property
+    def ended(self) -> int:
+        """Jobs that have a result, or had one."""
+        return self.succeeded + self.failed + self.cancelled + self.expired
+
+    @property
+    def total(self) -> int:
+        """All jobs that were ever enqueued into the group."""
+        return self.open + self.ended
+
+    @property
+    def progress(self) -> float:
+        """The part that has ended, from 0 to 1."""
+        return self.ended / self.total if self.total else 1.0
 
 
 def from_ms(milliseconds: float) -> datetime:

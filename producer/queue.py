@@ -4,33 +4,27 @@ Every call talks to Redis for `PROMPTQ_REDIS_TIMEOUT` seconds at most, through a
 with the same id nothing runs twice.
 """
 
-import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from itertools import islice
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from redis.asyncio import Redis
 
 from promptq.producer import keys, reading, records, scripts
-from promptq.producer.connection import close_redis, open_redis, public_url, try_until
+from promptq.producer.connection import open_redis
 from promptq.producer.entries import Prompt, entry_of, job_of
-from promptq.producer.errors import IdConflict, JobNotFound, PromptqError, QueueFull, QueueUnavailable, WaitTimeout
+from promptq.producer.errors import IdConflict, JobNotFound, PromptqError, QueueFull, WaitTimeout
+from promptq.producer.groups import Group
+from promptq.producer.link import Link
 from promptq.producer.models import JobResult, JobStatus, PromptJob, QueueStats
 from promptq.producer.settings import ProducerSettings
-from promptq.producer.watch import Watcher
-
-T = TypeVar("T")
 
 CHUNK_JOBS = 250
 CHUNK_BYTES = 1024 * 1024
-_READ_AT_ONCE = 200
-_SHORTEST_LOOK = 0.1
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
@@ -76,11 +70,7 @@ class PromptQueue:
     """A connection to the queue. Make one per process and event loop with `connect()`; share it between tasks."""
 
     def __init__(self, redis: Redis, settings: ProducerSettings | None = None) -> None:
-        self._redis = redis
-        self._settings = settings or ProducerSettings()
-        self._watcher = Watcher(redis)
-        self._is_closed = False
-        self._where = public_url(self._settings.redis_url.get_secret_value())
+        self._link = Link(redis, settings or ProducerSettings())
 
     @classmethod
     def connect(cls, url: str | None = None, *, settings: ProducerSettings | None = None) -> _Connecting:
@@ -96,7 +86,7 @@ class PromptQueue:
                 chosen = chosen.model_copy(update={"redis_url": type(chosen.redis_url)(url)})
             queue = cls(open_redis(chosen.redis_url.get_secret_value(), timeout=chosen.redis_timeout / 2), chosen)
             try:
-                await queue._try(queue._redis.ping)
+                await queue._link.call(queue._link.redis.ping)
             except BaseException:
                 await queue.aclose()
                 raise
@@ -106,9 +96,7 @@ class PromptQueue:
 
     async def aclose(self) -> None:
         """Close all connections. Jobs go on."""
-        self._is_closed = True
-        await self._watcher.aclose()
-        await close_redis(self._redis)
+        await self._link.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -129,6 +117,7 @@ class PromptQueue:
         deadline: float | timedelta | datetime | None = None,
         result_ttl: float | timedelta | None = None,
         metadata: Mapping[str, str] | None = None,
+        group: str | None = None,
         **params: Any,
     ) -> JobHandle:
         """Accept one job: a prompt, messages, or a PromptJob. Durations are seconds or timedeltas.
@@ -148,8 +137,9 @@ class PromptQueue:
             "deadline": deadline,
             "result_ttl": result_ttl,
             "metadata": metadata,
+            "group": group,
         }
-        entry = entry_of(job_of(prompt, params | delivery), self._settings)
+        entry = entry_of(job_of(prompt, params | delivery), self._link.settings)
         [handle] = await self._send([entry])
         return handle
 
@@ -165,7 +155,7 @@ class PromptQueue:
             raise TypeError(f"enqueue_many takes many jobs, not one {type(jobs).__name__}; use enqueue, or a list")
         handles: list[JobHandle] = []
         entries: Iterable[records.Entry] = (
-            entry_of(job_of(job, options, position), self._settings, position) for position, job in enumerate(jobs)
+            entry_of(job_of(job, options, position), self._link.settings, position) for position, job in enumerate(jobs)
         )
         if isinstance(jobs, Sequence):
             entries = list(entries)
@@ -178,10 +168,10 @@ class PromptQueue:
         return handles
 
     async def _send(self, entries: Sequence[records.Entry]) -> list[JobHandle]:
-        settings, nonce = self._settings, uuid.uuid4().hex
+        settings, nonce = self._link.settings, uuid.uuid4().hex
         wait = (settings.enqueue_replicas, round(settings.redis_timeout * 400))  # shorter than the socket's
-        reply = await self._try(
-            lambda: scripts.enqueue(self._redis, entries, nonce=nonce, max_queued=settings.max_queued, wait=wait)
+        reply = await self._link.call(
+            lambda: scripts.enqueue(self._link.redis, entries, nonce=nonce, max_queued=settings.max_queued, wait=wait)
         )
         if isinstance(reply, records.LaneFull):
             raise QueueFull(
@@ -200,7 +190,7 @@ class PromptQueue:
 
     async def status(self, id: str) -> JobStatus:  # noqa: A002 - as in enqueue
         """Where the job is. Raises JobNotFound."""
-        return await self._try(lambda: reading.read_status(self._redis, id))
+        return await self._link.call(lambda: reading.read_status(self._link.redis, id))
 
     async def result(self, id: str) -> JobResult | None:  # noqa: A002
         """The result, or None while the job has not ended. Raises JobNotFound."""
@@ -211,15 +201,7 @@ class PromptQueue:
 
     async def results(self, ids: Iterable[str]) -> dict[str, JobResult | None]:
         """Results by id; None for jobs that have not ended; unknown ids are left out."""
-        return await self._read(ids, self._settings.redis_timeout)
-
-    async def _read(self, ids: Iterable[str], within: float) -> dict[str, JobResult | None]:
-        """`within`: seconds for each `_READ_AT_ONCE` of them."""
-        found: dict[str, JobResult | None] = {}
-        remaining = iter(ids)
-        while some := list(islice(remaining, _READ_AT_ONCE)):
-            found |= await self._try_for(within, partial(reading.read_results, self._redis, some))
-        return found
+        return await self._link.results(ids)
 
     async def wait(self, id: str, timeout: float | None = None) -> JobResult:  # noqa: A002
         """The result, as soon as there is one, a failure too. `timeout` in seconds; None: for ever.
@@ -236,67 +218,62 @@ class PromptQueue:
 
         A Redis that goes away meanwhile is waited for. Raises as `wait`.
         """
-        open_ids, has_looked, is_over = set(ids), False, False
-        clock, patience = asyncio.get_running_loop().time, self._settings.redis_timeout
-        began = clock()
-        async with self._watcher.watching(open_ids) as signals:
-            while open_ids:
-                if is_over:
-                    raise _too_late(open_ids, timeout)
-                try:
-                    async with asyncio.timeout_at(None if timeout is None else began + timeout):
-                        heard = await signals.next(None if has_looked else patience / 2)
-                except TimeoutError:
-                    heard, is_over = signals.ids, True  # a last look: what ended in time is not withheld
-                try:
-                    left = patience if has_looked else began + patience - clock()
-                    found = await self._look(heard & open_ids, max(left, _SHORTEST_LOOK))
-                except QueueUnavailable:
-                    if not has_looked:
-                        raise
-                    continue
-                has_looked = True
-                for result in found:
-                    open_ids.remove(result.id)
-                    yield result
+        async with aclosing(self._link.follow(_Jobs(ids, self._link), timeout)) as results:
+            async for result in results:
+                yield result
 
-    async def _look(self, ids: Iterable[str], within: float) -> list[JobResult]:
-        """Those that have ended, in the order of their ends. Raises JobNotFound."""
-        ids = list(ids)
-        found = await self._read(ids, within)
-        for job_id in ids:
-            if job_id not in found:
-                raise JobNotFound(job_id)
-        ended = [result for result in found.values() if result is not None]
-        return sorted(ended, key=lambda result: result.finished_at or _LONG_AGO)
+    def group(self, name: str) -> Group:
+        """The jobs that were enqueued with `group=name`; asks nothing yet."""
+        return Group(name, self._link)
 
     async def cancel(self, id: str) -> bool:  # noqa: A002
         """Cancel a job: queued, it ends at once; running, its call to the provider is cancelled within seconds.
 
         Returns False if it had already ended. Raises JobNotFound.
         """
-        ttl = self._settings.result_ttl_ms
-        [said] = await self._try(lambda: scripts.cancel(self._redis, [id], ttl=ttl))
+        ttl = self._link.settings.result_ttl_ms
+        [said] = await self._link.call(lambda: scripts.cancel(self._link.redis, [id], ttl=ttl))
         if said == "unknown":
             raise JobNotFound(id)
         return said != "over"
 
     async def stats(self) -> QueueStats:
         """What waits and runs, by lane."""
-        return await self._try(lambda: reading.read_stats(self._redis))
-
-    async def _try(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await self._try_for(self._settings.redis_timeout, call)
-
-    async def _try_for(self, seconds: float, call: Callable[[], Awaitable[T]]) -> T:
-        if self._is_closed:
-            raise QueueUnavailable("this PromptQueue was closed; connect again")
-        return await try_until(seconds, call, self._where)
+        return await self._link.call(lambda: reading.read_stats(self._link.redis))
 
 
-def _too_late(ids: set[str], timeout: float | None) -> WaitTimeout:
-    which = f"job {next(iter(ids))!r} has" if len(ids) == 1 else f"{len(ids)} of the jobs have"
-    return WaitTimeout(f"{which} no result after {timeout} s; wait again or cancel")
+class _Jobs:
+    """Jobs whose results are waited for, by their ids."""
+
+    has_more = False
+
+    def __init__(self, ids: Iterable[str], link: Link) -> None:
+        self._open = {keys.done(job_id): job_id for job_id in ids}
+        self._link = link
+        self.channels = tuple(self._open)
+
+    @property
+    def is_over(self) -> bool:
+        """As Awaited.is_over."""
+        return not self._open
+
+    async def look(self, heard: frozenset[str], within: float) -> list[JobResult]:
+        """Those that have ended, in the order of their ends. Raises JobNotFound."""
+        ids = [job_id for channel in heard if (job_id := self._open.get(channel))]
+        found = await self._link.results(ids, within)
+        for job_id in ids:
+            if job_id not in found:
+                raise JobNotFound(job_id)
+        ended = [result for result in found.values() if result is not None]
+        for result in ended:
+            del self._open[keys.done(result.id)]
+        return sorted(ended, key=lambda result: result.finished_at or _LONG_AGO)
+
+    def too_late(self, timeout: float) -> WaitTimeout:
+        """As Awaited.too_late."""
+        ids = list(self._open.values())
+        which = f"job {ids[0]!r} has" if len(ids) == 1 else f"{len(ids)} of the jobs have"
+        return WaitTimeout(f"{which} no result after {timeout} s; wait again or cancel")
 
 
 def _chunks(entries: Iterable[records.Entry]) -> Iterator[list[records.Entry]]:

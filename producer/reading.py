@@ -11,8 +11,8 @@ import pydantic_core
 from redis.asyncio import Redis
 
 from promptq.producer import codec, keys
-from promptq.producer.errors import ErrorCode, InvalidPayload, JobNotFound
-from promptq.producer.models import Attempt, Band, JobResult, JobStatus, LaneStats, QueueStats, from_ms
+from promptq.producer.errors import ErrorCode, GroupNotFound, InvalidPayload, JobNotFound
+from promptq.producer.models import Attempt, Band, GroupCounts, JobResult, JobStatus, LaneStats, QueueStats, from_ms
 
 _ATTEMPT = b"attempt:"
 _RUNNABLE = [(band << 38, f"({(band + 1) << 38}") for band in Band]
@@ -70,10 +70,42 @@ def _known(job_id: str, ledger: Mapping[bytes, bytes]) -> dict[str, Any]:
         )
     if b"metadata" in ledger:
         known["metadata"] = pydantic_core.from_json(ledger[b"metadata"])
+    if b"group" in ledger:
+        known["group"] = ledger[b"group"].decode()
     for field, name in ((b"enqueued", "enqueued_at"), (b"finished", "finished_at")):
         if field in ledger:
             known[name] = from_ms(float(ledger[field]))
     return known
+
+
+async def read_group(redis: Redis, name: str) -> GroupCounts:
+    """Raises GroupNotFound."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hgetall(keys.group(name))
+        [counters] = await pipe.execute()
+    return _group_counts(name, counters)
+
+
+async def read_ended(redis: Redis, name: str, place: int, most: int) -> tuple[GroupCounts, list[str], int]:
+    """Counts, the next ids after `place` in the order of their ends, and the last one's place. Raises GroupNotFound."""
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.hgetall(keys.group(name))
+        pipe.zrangebyscore(keys.members(name), f"({place}", "+inf", start=0, num=most, withscores=True)
+        counts, ended = await pipe.execute()
+    ids = [job_id.decode() for job_id, _ in ended]
+    return _group_counts(name, counts), ids, int(ended[-1][1]) if ended else place
+
+
+async def read_open(redis: Redis, name: str, offset: int, most: int) -> list[str]:
+    """Ids of jobs in the group that have not ended."""
+    found = await redis.zrangebyscore(keys.members(name), 0, 0, start=offset, num=most)
+    return [job_id.decode() for job_id in found]
+
+
+def _group_counts(name: str, counters: Mapping[bytes, bytes]) -> GroupCounts:
+    if not counters:
+        raise GroupNotFound(name)
+    return GroupCounts.model_validate({"name": name} | {field.decode(): value for field, value in counters.items()})
 
 
 async def read_stats(redis: Redis) -> QueueStats:

@@ -30,6 +30,7 @@ class Entry:
     ttl: int | None
     metadata: bytes
     payload: bytes
+    group: str = ""
 
     @property
     def size(self) -> int:
@@ -41,7 +42,7 @@ class Entry:
         ttl: Arg = "" if self.ttl is None else self.ttl
         return (
             self.id, self.lane, self.band, self.tenant, self.digest,
-            self.delay, self.deadline, ttl, self.metadata, self.payload,
+            self.delay, self.deadline, ttl, self.metadata, self.group, self.payload,
         )  # fmt: skip
 
 

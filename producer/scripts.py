@@ -114,7 +114,7 @@ async def cancel(redis: Redis, ids: Sequence[str], *, ttl: int, now: int | None 
 
 async def adopt(redis: Redis, adoption: Adoption, *, failure_ttl: int, now: int | None = None) -> str:
     """Give a plain arq client's job a ledger: adopted, refused, or known if it has one."""
-    return str((await _run(redis, ADOPT, [clock(now), *adoption.args(), failure_ttl])).decode())
+    return str((await _run(redis, ADOPT, [clock(now), *adoption.args(), failure_ttl, adoption.entry.group])).decode())
 
 
 async def discard(redis: Redis, foreign: Foreign) -> None:

@@ -1,7 +1,7 @@
 """Hearing of finished jobs: one pub/sub connection for all that wait in this process.
 
 A signal means "look now", never "it is done": it comes when the subscription is confirmed, when a job ends, after every
-reconnect, and every ten seconds in case a message was lost.
+reconnect, and every ten seconds in case a message was lost. Channels are those of keys.py.
 """
 
 import asyncio
@@ -14,30 +14,28 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from promptq.producer import keys
 from promptq.producer.errors import QueueUnavailable
 
 PING_EVERY = 5.0
 LOOK_AGAIN_EVERY = 10.0
 _RECONNECT_PAUSE = 0.2
 _LISTENED = ("subscribe", "message")
-_PREFIX = len(keys.done(""))
 
 log = logging.getLogger("promptq.watch")
 
 
 class Signals:
-    """What one waiter hears: the ids at which it should look now."""
+    """What one waiter hears: the channels on whose account it should look now."""
 
-    def __init__(self, ids: Iterable[str]) -> None:
-        self.ids = frozenset(ids)
+    def __init__(self, channels: Iterable[str]) -> None:
+        self.channels = frozenset(channels)
         self._heard: set[str] = set()
         self._bell = asyncio.Event()
         self._is_closed = False
 
-    def ring(self, ids: Iterable[str]) -> None:
+    def ring(self, channels: Iterable[str]) -> None:
         """Say that these are worth a look."""
-        self._heard.update(ids)
+        self._heard.update(channels)
         self._bell.set()
 
     def close(self) -> None:
@@ -46,7 +44,7 @@ class Signals:
         self._bell.set()
 
     async def next(self, patience: float | None = None) -> frozenset[str]:
-        """The ids heard of since the last call; all of them when nothing was heard for `patience` (ten) seconds.
+        """The channels heard since the last call; all of them when nothing was heard for `patience` (ten) seconds.
 
         Raises QueueUnavailable if the queue was closed.
         """
@@ -54,7 +52,7 @@ class Signals:
             async with asyncio.timeout(patience or LOOK_AGAIN_EVERY):
                 await self._bell.wait()
         except TimeoutError:
-            return self.ids
+            return self.channels
         if self._is_closed:
             raise QueueUnavailable("this PromptQueue was closed; the jobs go on")
         self._bell.clear()
@@ -73,9 +71,9 @@ class Watcher:
         self._is_closed = False
 
     @contextlib.asynccontextmanager
-    async def watching(self, ids: Iterable[str]) -> AsyncIterator[Signals]:
-        """Signals of these jobs. The first one comes when the subscription stands."""
-        signals = Signals(ids)
+    async def watching(self, channels: Iterable[str]) -> AsyncIterator[Signals]:
+        """Signals of these channels. The first one comes when the subscription stands."""
+        signals = Signals(channels)
         try:
             await self._remember(signals)
             yield signals
@@ -85,31 +83,31 @@ class Watcher:
     async def _remember(self, signals: Signals) -> None:
         if self._is_closed:
             signals.close()
-        fresh = [job_id for job_id in signals.ids if job_id not in self._waiters]
-        for job_id in signals.ids:
-            self._waiters[job_id].add(signals)
+        fresh = [channel for channel in signals.channels if channel not in self._waiters]
+        for channel in signals.channels:
+            self._waiters[channel].add(signals)
         if self._listener is None or self._listener.done():
             self._listener = asyncio.create_task(self._listen(), name="promptq watcher")
         elif self._pubsub is not None:
-            signals.ring(signals.ids.difference(fresh))
+            signals.ring(signals.channels.difference(fresh))
             await self._tell("subscribe", fresh)
 
     async def _forget(self, signals: Signals) -> None:
-        for job_id in signals.ids:
-            self._waiters[job_id].discard(signals)
-        left = [job_id for job_id in signals.ids if not self._waiters[job_id]]
-        for job_id in left:
-            del self._waiters[job_id]
+        for channel in signals.channels:
+            self._waiters[channel].discard(signals)
+        left = [channel for channel in signals.channels if not self._waiters[channel]]
+        for channel in left:
+            del self._waiters[channel]
         await self._tell("unsubscribe", left)
 
-    async def _tell(self, verb: str, ids: list[str]) -> None:
+    async def _tell(self, verb: str, channels: list[str]) -> None:
         """Change the subscription; if that fails the listener reconnects and subscribes to all that is waited for."""
-        if self._pubsub is None or not ids:
+        if self._pubsub is None or not channels:
             return
         with contextlib.suppress(
             Exception
         ):  # redis-py raises even AttributeError if the connection is closed meanwhile
-            await getattr(self._pubsub, verb)(*map(keys.done, ids))
+            await getattr(self._pubsub, verb)(*channels)
 
     async def _listen(self) -> None:
         while self._waiters and not self._is_closed:
@@ -123,8 +121,8 @@ class Watcher:
         pubsub = self._redis.pubsub()
         subscribed: set[str] = set()
         try:
-            while missing := [job_id for job_id in self._waiters if job_id not in subscribed]:
-                await pubsub.subscribe(*map(keys.done, missing))
+            while missing := [channel for channel in self._waiters if channel not in subscribed]:
+                await pubsub.subscribe(*missing)
                 subscribed.update(missing)
             self._pubsub = pubsub
             await self._hear(pubsub)
@@ -145,12 +143,12 @@ class Watcher:
                 continue
             unanswered = 0
             if message["type"] in _LISTENED:
-                self._ring(message["channel"].decode()[_PREFIX:])
+                self._ring(message["channel"].decode())
         raise ConnectionError("no answer to a ping")
 
-    def _ring(self, job_id: str) -> None:
-        for signals in self._waiters.get(job_id, ()):
-            signals.ring((job_id,))
+    def _ring(self, channel: str) -> None:
+        for signals in self._waiters.get(channel, ()):
+            signals.ring((channel,))
 
     async def aclose(self) -> None:
         """Stop listening; whoever waits gets QueueUnavailable."""

@@ -161,6 +161,7 @@ class Books:
         for index, (job_id, job) in enumerate(self.jobs.items()):
             self._check_end(job_id, job, replies[2 * index], replies[2 * index + 1], heard[job_id])
         await self._check_usage()
+        await self._check_groups()
         return self.complaints
 
     def _check_end(self, job_id: str, job: Job, result: bytes | None, ledger: dict[bytes, bytes], heard: int) -> None:
@@ -176,6 +177,20 @@ class Books:
         attempts = {name.removeprefix(b"attempt:").decode() for name in ledger if name.startswith(b"attempt:")}
         if attempts != {token for paid_id, token in self.paid if paid_id == job_id}:
             self.complaints.append(f"attempts are not what was called: {job_id}")
+
+    async def _check_groups(self) -> None:
+        """The counters of every group are what its jobs' ledgers say."""
+        expected: dict[str, Counter[str]] = {}
+        for job_id in self.jobs:
+            state, group = await self.redis.hmget(keys.ledger(job_id), "state", "group")
+            if group:
+                counters = expected.setdefault(group.decode(), Counter())
+                counters.update([state.decode(), "jobs", "ended"])
+        for name, counters in expected.items():
+            found = await self.redis.hgetall(keys.group(name))
+            told = {field.decode(): int(value) for field, value in found.items() if field != b"ttl" and int(value)}
+            if told != counters or await self.redis.zcard(keys.members(name)) != counters["jobs"]:
+                self.complaints.append(f"group {name}: {told} instead of {dict(counters)}")
 
     async def _check_usage(self) -> None:
         total = 0

@@ -120,7 +120,7 @@ class Schedule:
                     name, lane=lane, band=band, tenant=self.luck.choice("xyz"),
                     delay=0 if self._chance(0.8) else self.luck.randint(100, 5000),
                     deadline="" if self._chance(0.85) else f"+{self.luck.randint(1000, 30_000)}",
-                    payload=b"p" * self.luck.randint(1, 900),
+                    payload=b"p" * self.luck.randint(1, 900), group=self._group(),
                 )
             )  # fmt: skip
         nonce = f"nonce {self._names}"
@@ -167,6 +167,9 @@ class Schedule:
 
     async def _wait(self) -> None:
         self.contract.later(self.luck.choice([1, 10, 300, 1000, 3000]))
+
+    def _group(self) -> str:
+        return self.luck.choice(["", "", "one", "two"])
 
     def _chance(self, probability: float) -> bool:
         return self.luck.random() < probability
@@ -268,7 +271,8 @@ class Schedule:
             self.books.jobs[run.id].starts += 1
             worker.calls[run.id] = Call(run, self.now + self.luck.choice([50, 500, 4000, 12_000, 25_000]))
         for job_id in (foreign.id.decode() for foreign in claimed.foreign):
-            adopted = entry(job_id, tenant=self.luck.choice("xyz"), band=self.luck.choice([0, 1, 2]))
+            tenant, band = self.luck.choice("xyz"), self.luck.choice([0, 1, 2])
+            adopted = entry(job_id, tenant=tenant, band=band, group=self._group())
             said = await self.contract.adopt(adopted, model=self.luck.choice(LANES))
             if said == "adopted":
                 self.books.jobs[job_id].entry = replace(adopted, lane=keys.INTAKE)

@@ -219,7 +219,7 @@ def test_only_the_request_counts_for_the_digest() -> None:
     base = entry("Hello").digest
     delivered: dict[str, Any] = {
         "id": "a", "priority": "high", "tenant": "b", "delay": 1, "deadline": 60, "result_ttl": 5,
-        "metadata": {"a": "b"}, "timeout": 9, "max_attempts": 2,
+        "metadata": {"a": "b"}, "group": "g", "timeout": 9, "max_attempts": 2,
     }  # fmt: skip
     assert set(delivered) == DELIVERY_FIELDS | {"timeout", "max_attempts"}
     asked: dict[str, Any] = {
@@ -304,7 +304,7 @@ async def test_chunks_by_bytes(
 
 async def test_a_large_job_goes_alone(queue: PromptQueue, redis_client: Redis, chunks: list[Sequence[Entry]]) -> None:
     """A request of more than a chunk is no reason to refuse it."""
-    settings = ProducerSettings(redis_url=queue._settings.redis_url)
+    settings = ProducerSettings(redis_url=queue._link.settings.redis_url)
     async with PromptQueue.connect(settings=settings) as roomy:
         await roomy.enqueue_many(["small", "x" * 2_000_000, "small again"])
     assert [len(chunk) for chunk in chunks] == [1, 1, 1]

@@ -58,6 +58,11 @@ RULES = {
         "two live leases",
     ),
     "stalls are counted": ("(ledger.stalls or 0) + 1", "(ledger.stalls or 0) + 0", "started"),
+    "groups are counted": (
+        "if ledger.state then redis.call('HINCRBY', K.group .. ledger.group, ledger.state, -1) end",
+        "",
+        "group",
+    ),
     "readers are told": ("redis.pcall('PUBLISH', K.done .. id, state)", "", "ended 0 times"),
 }
 

@@ -313,7 +313,7 @@ async def test_a_lost_message_is_made_up_for(
     monkeypatch.setattr(watch, "LOOK_AGAIN_EVERY", 0.2)
     job = await queue.enqueue("Hello")
     waiting = await begin(redis_client, job.wait(), job.id)
-    monkeypatch.setattr(queue._watcher, "_ring", lambda _: None)
+    monkeypatch.setattr(queue._link.watcher, "_ring", lambda _: None)
     await hand.answer_all()
     assert (await soon(waiting)).content == "done"
 
@@ -457,7 +457,7 @@ async def test_leaving_early_leaves_no_subscription(
             await consume()
     gc.collect()
     await wait_until(lambda: _none_heard(redis_client, ids), timeout=2)
-    assert set(queue._watcher._waiters) == {other.id}
+    assert set(queue._link.watcher._waiters) == {keys.done(other.id)}
     assert await listeners(redis_client, other.id) == 1
     await hand.answer_all()
     await soon(staying)
@@ -469,20 +469,20 @@ async def test_a_waiter_cancelled_while_subscribing_is_forgotten(
     """A cancel that falls into the subscribing itself leaves no waiter behind that nobody would remove."""
     one, two = await queue.enqueue_many(["one", "two"])
     first = await begin(redis_client, one.wait(timeout=SOON), one.id)
-    tell, never = queue._watcher._tell, asyncio.Event()
+    tell, never = queue._link.watcher._tell, asyncio.Event()
 
     async def tell_slowly(verb: str, ids: list[str]) -> None:
         if verb == "subscribe":
             await never.wait()
         await tell(verb, ids)
 
-    monkeypatch.setattr(queue._watcher, "_tell", tell_slowly)
+    monkeypatch.setattr(queue._link.watcher, "_tell", tell_slowly)
     second = asyncio.create_task(two.wait())
-    await wait_until(lambda: two.id in queue._watcher._waiters)
+    await wait_until(lambda: keys.done(two.id) in queue._link.watcher._waiters)
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
         await second
-    assert two.id not in queue._watcher._waiters
+    assert keys.done(two.id) not in queue._link.watcher._waiters
     await hand.answer_all()
     await first
 

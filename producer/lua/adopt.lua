@@ -1,7 +1,7 @@
 -- Give a ledger to a job that a plain arq client enqueued, or refuse it. A job that has one is left alone.
 --
 -- ARGV  1 now | 2 id | 3 lane it stands in | 4 model | 5 band | 6 tenant | 7 digest | 8 delay ms | 9 deadline as in enqueue | 10 ttl ms or ''
---       11 metadata or '' | 12 enqueued ms | 13 result of a refusal, or '' | 14 failure TTL ms
+--       11 metadata or '' | 12 enqueued ms | 13 result of a refusal, or '' | 14 failure TTL ms | 15 group or ''
 -- reply 'adopted' | 'refused' | 'known'
 
 local now, id, lane, model, band = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
@@ -14,6 +14,11 @@ redis.call('HSET', K.ledger .. id, 'epoch', 1, 'digest', ARGV[7], 'nonce', '', '
   'enqueued', ARGV[12])
 if ARGV[10] ~= '' then redis.call('HSET', K.ledger .. id, 'ttl', ARGV[10]) end
 if ARGV[11] ~= '' then redis.call('HSET', K.ledger .. id, 'metadata', ARGV[11]) end
+if ARGV[15] ~= '' then
+  ledger.group = ARGV[15]
+  redis.call('HSET', K.ledger .. id, 'group', ledger.group)
+  join_group(id, ledger)
+end
 if ARGV[13] ~= '' then
   finish(now, id, ledger, 'failed', ARGV[13], ARGV[14])
   return 'refused'

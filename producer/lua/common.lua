@@ -25,9 +25,10 @@ end
 
 local FIELDS = {
   'state', 'epoch', 'lane', 'model', 'band', 'tenant', 'turn', 'due', 'deadline', 'token',
-  'spent', 'stalls', 'cancel', 'enqueued', 'claimed', 'ttl', 'digest', 'nonce', 'given_back', 'timeouts',
+  'spent', 'stalls', 'cancel', 'enqueued', 'claimed', 'ttl', 'digest', 'nonce', 'given_back', 'timeouts', 'group',
 }
 local NUMBERS = { band = true, turn = true, due = true, deadline = true, spent = true, stalls = true, enqueued = true, claimed = true, ttl = true, timeouts = true }
+local OPEN = { queued = true, delayed = true, running = true }
 local FINAL = { succeeded = true, failed = true, cancelled = true, expired = true }
 
 -- Only turns have fractions.
@@ -103,23 +104,57 @@ local function take_turn(lane, band, tenant)
   return turn
 end
 
+-- Count a new job in its group.
+local function join_group(id, ledger)
+  redis.call('HINCRBY', K.group .. ledger.group, 'jobs', 1)
+  redis.call('ZADD', K.members .. ledger.group, 0, id)
+  redis.call('PERSIST', K.group .. ledger.group)
+  redis.call('PERSIST', K.members .. ledger.group)
+end
+
+-- Whoever writes a state says so here first: the group's counters follow.
+local function enter_state(ledger, state)
+  if ledger.group and ledger.state ~= state then
+    if ledger.state then redis.call('HINCRBY', K.group .. ledger.group, ledger.state, -1) end
+    redis.call('HINCRBY', K.group .. ledger.group, state, 1)
+  end
+  ledger.state = state
+end
+
+-- A job of a group has ended, with a result kept for `ttl` ms: a group is kept as long as any of its results.
+local function end_in_group(id, ledger, ttl)
+  local group, members = K.group .. ledger.group, K.members .. ledger.group
+  local ended = redis.call('HINCRBY', group, 'ended', 1)
+  redis.call('ZADD', members, ended, id)
+  local kept = redis.call('HMGET', group, 'jobs', 'ttl')
+  local longest = math.max(tonumber(ttl), tonumber(kept[2] or 0))
+  redis.call('HSET', group, 'ttl', exact(longest))
+  if ended >= tonumber(kept[1] or 0) then
+    redis.call('PEXPIRE', group, exact(longest))
+    redis.call('PEXPIRE', members, exact(longest))
+  end
+  redis.pcall('PUBLISH', K.group_done .. ledger.group, id)
+end
+
 -- Make a job runnable, at the turn it has or at its first one.
 local function queue(id, ledger)
   ledger.turn = ledger.turn or take_turn(ledger.lane, ledger.band, ledger.tenant)
-  ledger.state = 'queued'
+  enter_state(ledger, 'queued')
   redis.call('HSET', K.ledger .. id, 'state', 'queued', 'turn', exact(ledger.turn), 'token', '')
   redis.call('ZADD', K.lane .. ledger.lane, score_of(ledger), id)
 end
 
 -- Hold a job back until `due`; it keeps its turn.
 local function delay(id, ledger, due)
-  ledger.state, ledger.due = 'delayed', due
+  enter_state(ledger, 'delayed')
+  ledger.due = due
   redis.call('HSET', K.ledger .. id, 'state', 'delayed', 'due', exact(due), 'token', '')
   redis.call('ZADD', K.lane .. ledger.lane, score_of(ledger), id)
 end
 
 -- Give `token` the right to run a job until `due`.
 local function lease(id, ledger, token, due, length)
+  enter_state(ledger, 'running')
   redis.call('HSET', K.ledger .. id, 'state', 'running', 'token', token, 'due', exact(due))
   redis.call('SET', K.in_progress .. id, token, 'PX', length)
   redis.call('ZADD', K.lane .. ledger.lane, exact(due), id)
@@ -148,10 +183,12 @@ local function finish(now, id, ledger, state, result, ttl)
   unlease(id, ledger)
   redis.call('ZREM', K.lane .. ledger.lane, id)
   redis.call('ZREM', K.deadlines, id)
+  enter_state(ledger, state)
   redis.call('HSET', K.ledger .. id, 'state', state, 'finished', exact(now))
   redis.call('PEXPIRE', K.ledger .. id, ttl)
   leave_lane(ledger.lane)
   if ledger.model ~= ledger.lane then leave_lane(ledger.model) end
+  if ledger.group then end_in_group(id, ledger, ttl) end
   redis.pcall('PUBLISH', K.done .. id, state) -- refused to an ACL user without channels; its readers look every ten seconds
 end
 
@@ -165,16 +202,16 @@ end
 
 -- End a job whose ledger makes no sense: whoever waits for it gets a result, and nothing of it stays for ever.
 local function write_off(now, id, lane, ttl)
-  local model = lane
+  local rest = { lane = lane, model = lane }
   if redis.call('TYPE', K.ledger .. id).ok == 'hash' then
-    if FINAL[redis.call('HGET', K.ledger .. id, 'state')] then return end
-    model = redis.call('HGET', K.ledger .. id, 'model') or lane
+    local left = redis.call('HMGET', K.ledger .. id, 'state', 'model', 'group')
+    if FINAL[left[1]] then return end
+    rest = { lane = lane, state = OPEN[left[1]] and left[1], model = left[2] or lane, group = left[3] or nil }
     redis.call('HDEL', K.ledger .. id, unpack(FIELDS))
   else
     redis.call('DEL', K.ledger .. id)
   end
-  redis.call('HSET', K.ledger .. id, 'epoch', 1, 'lane', lane, 'model', model, 'enqueued', exact(now))
-  local rest = { lane = lane, model = model }
+  redis.call('HSET', K.ledger .. id, 'epoch', 1, 'lane', lane, 'model', rest.model, 'enqueued', exact(now))
   finish(now, id, rest, 'failed', verdict(now, id, rest, 'failed', 'invalid_request', 'its ledger makes no sense'), ttl)
 end
 

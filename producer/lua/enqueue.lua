@@ -1,11 +1,11 @@
 -- Accept jobs, all or none of one call; each is recognised when the call is sent again.
 --
 -- ARGV  1 now | 2 nonce of the call | 3 jobs a lane may hold
---       then per job: id, lane, band, tenant, digest, delay ms, deadline ('' | '+ms from now' | 'ms'), ttl ms or '', metadata or '', payload
+--       then per job: id, lane, band, tenant, digest, delay ms, deadline ('' | '+ms from now' | 'ms'), ttl ms or '', metadata or '', group or '', payload
 -- reply {'full', lane, jobs in it}   nothing was written
 --       {'ok', disposition, state, lane, ...}   disposition: created | duplicate | conflict; lane: where it stands
 
-local WIDTH = 10
+local WIDTH = 11
 local now, nonce, most = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 
 local function known(id)
@@ -28,8 +28,9 @@ end
 local function create(at, mark)
   local id, lane, band, tenant = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3]
   local wait, deadline, ttl, metadata = tonumber(ARGV[at + 5]), deadline_of(now, ARGV[at + 6]), ARGV[at + 7], ARGV[at + 8]
+  local group = ARGV[at + 9]
   -- The first write is one that a full Redis refuses, so that a refused call leaves nothing behind.
-  redis.call('SET', K.payload .. id, ARGV[at + 9])
+  redis.call('SET', K.payload .. id, ARGV[at + 10])
   redis.call('HSET', K.ledger .. id, 'epoch', 1, 'digest', ARGV[at + 4], 'nonce', mark, 'lane', lane, 'model', lane,
     'band', band, 'tenant', tenant, 'enqueued', exact(now))
   if ttl ~= '' then redis.call('HSET', K.ledger .. id, 'ttl', ttl) end
@@ -39,6 +40,11 @@ local function create(at, mark)
     redis.call('ZADD', K.deadlines, exact(deadline), id)
   end
   local ledger = { lane = lane, band = band, tenant = tenant }
+  if group ~= '' then
+    ledger.group = group
+    redis.call('HSET', K.ledger .. id, 'group', group)
+    join_group(id, ledger)
+  end
   if wait > 0 then delay(id, ledger, now + wait) else queue(id, ledger) end
   return ledger
 end
