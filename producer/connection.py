@@ -24,6 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from promptq.producer.errors import QueueFull, QueueUnavailable
+from promptq.producer.wire import direct
 
 T = TypeVar("T")
 ClientT = TypeVar("ClientT", bound=Redis)
@@ -63,6 +64,7 @@ def open_redis(
     except (ValueError, TypeError):  # whose text may quote the password
         raise ValueError(f"not a Redis URL; such are {_EXAMPLES}") from None
     pool.connection_kwargs["decode_responses"] = False  # whatever the URL says
+    pool.connection_class = direct(pool.connection_class)
     redis = client(connection_pool=pool)
     redis.auto_close_connection_pool = True
     return redis
@@ -88,6 +90,7 @@ def _open_by_sentinel(url: str, options: dict[str, Any], client: type[ClientT]) 
     sentinel: Any = Sentinel(addresses, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
     named: dict[str, Any] = {**credentials, **dict(parse_qsl(parts.query)), "db": int(db or 0)}
     redis: ClientT = sentinel.master_for(service, redis_class=client, **named)
+    redis.connection_pool.connection_class = direct(redis.connection_pool.connection_class)
     return redis
 
 

@@ -142,7 +142,7 @@ class Exchange:
         return ClaimRequest(
             worker=self._worker,
             seq=self._seq,
-            slots=min(slots, CLAIMED_AT_ONCE),
+            slots=min(slots, CLAIMED_AT_ONCE, max(1, self._settings.max_jobs // 2)),
             lease=self._settings.lease_ms,
             take_over_until=self._take_over_until if leases.may_take_over else 0,
             may_take_poison=leases.may_take_poison,
