@@ -10,7 +10,7 @@ import pydantic_core
 from pydantic import ValidationError
 
 from promptq.producer.errors import InvalidPayload
-from promptq.producer.models import JobResult, JobStatus
+from promptq.producer.models import Attempt, JobError, JobResult, JobStatus, Usage, from_ms
 
 FUNCTION: Final = "sample_prompt"
 """The one function of the queue, under the name that plain arq clients enqueue."""
@@ -72,3 +72,32 @@ def result_of(record: dict[str, Any], **known: Any) -> JobResult:
         return JobResult.model_validate(record["r"] | {"id": record["id"]} | known)
     except (ValidationError, KeyError, TypeError) as error:
         raise InvalidPayload(f"is not a promptq result: {type(error).__name__}") from None
+
+
+def dump_attempt(started: int, finished: int, usage: Usage | None, error: JobError | None) -> bytes:
+    """An attempt as its job's ledger keeps it: `[started ms, duration ms, usage amounts or null, code, message]`.
+
+    Short, because Redis keeps a hash small and quick while none of its values is longer than 64 bytes.
+    """
+    attempt: list[Any] = [started, finished - started, usage.amounts() if usage else None]
+    if error:
+        attempt += [error.code.value, error.message]
+    return dumps(attempt)
+
+
+def attempt_of(token: str, data: bytes) -> Attempt:
+    """The attempt that stands in a ledger under the claim's token. Raises InvalidPayload."""
+    try:
+        started, duration, amounts, *failure = pydantic_core.from_json(data)
+        usage = None if amounts is None else dict(zip(Usage.model_fields, amounts, strict=True))
+        return Attempt.model_validate(
+            {
+                "worker": token.rpartition(":")[0],
+                "started_at": from_ms(started),
+                "finished_at": from_ms(started + duration),
+                "usage": usage,
+                **dict(zip(("code", "message"), failure, strict=False)),
+            }
+        )
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidPayload(f"holds an attempt that is none of ours: {type(error).__name__}") from None

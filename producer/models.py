@@ -204,6 +204,13 @@ class Usage(_Read):
         """Exact dollars."""
         return None if self.cost_in_usd_ticks is None else Decimal(self.cost_in_usd_ticks) / TICKS_PER_USD
 
+    def amounts(self) -> tuple[int | None, ...]:
+        """Its numbers, in the order of the fields."""
+        return (
+            self.prompt_tokens, self.completion_tokens, self.reasoning_tokens,
+            self.cached_prompt_tokens, self.total_tokens, self.cost_in_usd_ticks,
+        )  # fmt: skip
+
     def __add__(self, other: "Usage") -> "Usage":
         ticks = [u.cost_in_usd_ticks for u in (self, other) if u.cost_in_usd_ticks is not None]
         return Usage(

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from promptq.producer import codec, keys
 from promptq.producer.errors import ErrorCode, GroupNotFound, InvalidPayload, JobNotFound
-from promptq.producer.models import Attempt, Band, GroupCounts, JobResult, JobStatus, LaneStats, QueueStats, from_ms
+from promptq.producer.models import Band, GroupCounts, JobResult, JobStatus, LaneStats, QueueStats, from_ms
 
 _ATTEMPT = b"attempt:"
 _RUNNABLE = [(band << 38, f"({(band + 1) << 38}") for band in Band]
@@ -63,11 +63,13 @@ def result_of(job_id: str, record: bytes, ledger: Mapping[bytes, bytes]) -> JobR
 
 def _known(job_id: str, ledger: Mapping[bytes, bytes]) -> dict[str, Any]:
     known: dict[str, Any] = {"id": job_id}
-    attempts = [value for field, value in ledger.items() if field.startswith(_ATTEMPT)]
+    attempts = [
+        codec.attempt_of(field.removeprefix(_ATTEMPT).decode(), value)
+        for field, value in ledger.items()
+        if field.startswith(_ATTEMPT)
+    ]
     if attempts:
-        known["attempts"] = tuple(
-            sorted(map(Attempt.model_validate_json, attempts), key=lambda attempt: attempt.started_at)
-        )
+        known["attempts"] = tuple(sorted(attempts, key=lambda attempt: attempt.started_at))
     if b"metadata" in ledger:
         known["metadata"] = pydantic_core.from_json(ledger[b"metadata"])
     if b"group" in ledger:

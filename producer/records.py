@@ -151,7 +151,7 @@ class Settlement:
     delay: int = 0
     reason: str = ""
     attempt: bytes = b""
-    """JSON of the Attempt; empty if no call was made."""
+    """By `codec.dump_attempt`; empty if no call was made."""
     usage: tuple[int | None, ...] = (0, 0, 0, 0, 0, None)
     """Prompt, completion, reasoning, cached and total tokens; ticks."""
     result: bytes = b""

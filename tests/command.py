@@ -12,6 +12,7 @@ import redis
 import redis.asyncio
 
 from promptq.producer import codec, keys, records, scripts
+from promptq.producer.models import Usage
 from promptq.producer.records import ClaimRequest, Settlement
 
 COMMAND = (sys.executable, "-W", "error", "-m", "promptq.producer.cli")
@@ -81,7 +82,7 @@ def settlement(job: records.ClaimedJob, token: str) -> Settlement:
         epoch=job.epoch,
         kind=result["status"],
         ttl=60_000,
-        attempt=codec.dumps({"worker": "w", "started_at": AT, "finished_at": AT, "usage": USAGE}),
+        attempt=codec.dump_attempt(1_767_225_600_000, 1_767_225_600_000, Usage.model_validate(USAGE), None),
         usage=(3, 4, 0, 0, 7, 10_000_000),
         result=codec.dumps(record | {"q": job.lane, "id": job.id}),
     )

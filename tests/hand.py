@@ -12,11 +12,12 @@ from promptq.worker.settlement import Call, Clerk
 
 _LEASE = 30_000
 _TTL = 60_000
+_MADE = 1_750_000_000_000
 _USAGE = Usage(prompt_tokens=3, completion_tokens=2, total_tokens=5, cost_in_usd_ticks=7)
 
 
 class Hand:
-    """Every job that it runs is one call of 100 ms, made when 1970 was 1 s old."""
+    """Every job that it runs is one call of 100 ms, made in 2025."""
 
     def __init__(self, redis: Redis, name: str = "hand") -> None:
         self._redis, self._name, self._seq = redis, name, 0
@@ -42,7 +43,7 @@ class Hand:
 
     async def settle(self, jobs: Iterable[ClaimedJob], outcome: Outcome | None = None) -> None:
         """End claimed jobs; None: with the answer "done"."""
-        call = Call(1000, 1100, outcome.error if isinstance(outcome, Failed) else None, _USAGE)
+        call = Call(_MADE, _MADE + 100, outcome.error if isinstance(outcome, Failed) else None, _USAGE)
         settlements = [
             self._books.settlement(job, self._tokens[job.id], outcome or answer("done", job.model), call)
             for job in jobs

@@ -3,14 +3,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-import pydantic_core
 import pytest
 import structlog
 from structlog.testing import LogCapture
 
 from promptq.producer import codec
 from promptq.producer.errors import ErrorCode
-from promptq.producer.models import PromptJob, Usage
+from promptq.producer.models import Attempt, PromptJob, Usage
 from promptq.producer.records import ClaimedJob, Settlement
 from promptq.worker.providers.base import Answer, ProviderError
 from promptq.worker.run import Run, Runner, StopReason
@@ -79,9 +78,9 @@ async def settled(act: Callable[[], Awaitable[Answer]], job: ClaimedJob | None =
     return await runner(Scripted(act), **settings).run(Run(job or claimed(), "w:1", 0))
 
 
-def attempt_of(settlement: Settlement) -> dict[str, Any]:
+def attempt_of(settlement: Settlement) -> Attempt:
     """The recorded call."""
-    return dict(pydantic_core.from_json(settlement.attempt))
+    return codec.attempt_of(settlement.token, settlement.attempt)
 
 
 @pytest.fixture
@@ -100,8 +99,9 @@ async def test_an_answer_is_settled_with_its_usage() -> None:
     settlement = await settled(answer)
     assert (settlement.kind, settlement.token, settlement.epoch) == ("succeeded", "w:1", "1")
     attempt = attempt_of(settlement)
-    assert before <= attempt["started_at"] <= attempt["finished_at"]
-    assert attempt["usage"]["total_tokens"] == settlement.usage[4] == 9
+    assert before <= attempt.started_at.timestamp() * 1000 <= attempt.finished_at.timestamp() * 1000
+    assert attempt.usage is not None
+    assert attempt.usage.total_tokens == settlement.usage[4] == 9
     assert codec.decode(settlement.result)["r"]["content"] == ANSWER.content
 
 
@@ -128,7 +128,7 @@ async def test_a_failed_call_is_judged_and_recorded(error: ProviderError, kind: 
     settlement = await settled(fails(error))
     attempt = attempt_of(settlement)
     assert (settlement.kind, settlement.reason) == (kind, code)
-    assert (attempt["code"], attempt["message"]) == (code, "why")
+    assert (attempt.code, attempt.message) == (code, "why")
     assert settlement.usage[4] == (error.usage.total_tokens if error.usage else 0)
 
 
@@ -144,14 +144,14 @@ async def test_no_answer_in_time_is_a_timeout() -> None:
     """The call is cancelled after the job's timeout, and recorded."""
     settlement = await settled(hang, claimed(timeout=0.02))
     assert (settlement.kind, settlement.reason) == ("retry", "timeout")
-    assert attempt_of(settlement)["message"] == "no answer within 0.02 s"
+    assert attempt_of(settlement).message == "no answer within 0.02 s"
 
 
 async def test_a_deadline_during_the_call_expires_the_job() -> None:
     """The deadline ends the call before its timeout does; a call was made, and is recorded."""
     settlement = await settled(hang, claimed(deadline=round(time.time() * 1000) + 30, timeout=30))
     assert settlement.kind == "expired"
-    assert attempt_of(settlement)["code"] == "expired"
+    assert attempt_of(settlement).code == "expired"
 
 
 async def test_a_passed_deadline_costs_no_call() -> None:
@@ -212,7 +212,7 @@ async def test_a_stopped_call_is_given_up_for_its_reason(reason: StopReason, kin
     """Our own cancel, another run's result, a shutdown: unspent, and the call that was made is recorded."""
     settlement, _ = await stopped(reason)
     assert settlement.kind == kind
-    assert attempt_of(settlement)["code"] == "cancelled"
+    assert attempt_of(settlement).code == "cancelled"
 
 
 async def test_the_first_reason_to_stop_stays() -> None:
@@ -241,7 +241,7 @@ async def test_a_cancel_that_nobody_asked_for_is_the_providers_failure() -> None
     """The vendor's library lets a CancelledError out: the job is tried again, and the worker's task lives on."""
     settlement = await settled(fails(asyncio.CancelledError()))
     assert (settlement.kind, settlement.reason) == ("retry", "provider_error")
-    assert attempt_of(settlement)["message"] == "the provider's client cancelled the call"
+    assert attempt_of(settlement).message == "the provider's client cancelled the call"
     await asyncio.sleep(0)  # nothing is left that would cancel this
 
 
@@ -249,7 +249,7 @@ async def test_a_bug_in_a_provider_is_a_failed_attempt_and_tells_no_prompt(log: 
     """Any exception becomes an outcome; neither result nor log quotes what it says, which may be the prompt."""
     settlement = await settled(fails(RuntimeError(f"cannot parse {PROMPT}")))
     assert (settlement.kind, settlement.reason) == ("retry", "provider_error")
-    assert attempt_of(settlement)["message"] == "RuntimeError in the provider"
+    assert attempt_of(settlement).message == "RuntimeError in the provider"
     assert any(entry["event"] == "provider.bug" for entry in log.entries)
     assert PROMPT not in rendered(log)
 

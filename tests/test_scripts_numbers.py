@@ -49,7 +49,7 @@ async def test_payloads_results_and_metadata_are_not_touched(contract: Contract)
 
 
 async def test_tokens_and_ticks_are_counted_past_2_53(contract: Contract) -> None:
-    """The books are Redis's own 64-bit integers, to 2^63 - 1: no sum goes through a float."""
+    """The books are Redis's own 64-bit integers, to 2^63 - 1: no long number goes through a float."""
     await contract.accept(*entries("a", "b"))
     for run, tokens in zip(await contract.take("w1", slots=2), (2**53 + 1, 2**62), strict=True):
         await contract.settle(run, usage=(0, 0, 0, 0, tokens, tokens))

@@ -45,7 +45,7 @@ RULES = {
     ),
     "a job keeps its turn": ("ledger.turn = ledger.turn or take_turn(", "ledger.turn = take_turn(", "out of turn"),
     "bands in their order": ("for band = 0, 2 do serve_band", "for band = 2, 0, -1 do serve_band", "band"),
-    "a call is known by its nonce": ("if ledger.nonce == mark then", "if false then", "own job reported as"),
+    "a call is known by its nonce": ("if call[1] == mark then", "if false then", "own job reported as"),
     "a late success is taken": (
         "kind == 'succeeded' and epoch == ledger.epoch or holder and FINAL[kind]",
         "holder and FINAL[kind]",

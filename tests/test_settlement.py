@@ -2,13 +2,12 @@ import dataclasses
 from datetime import UTC, datetime
 from typing import Any
 
-import pydantic_core
 import pytest
 from arq.jobs import deserialize_result
 
 from promptq.producer import codec
 from promptq.producer.errors import ErrorCode, JobExpired, JobFailed
-from promptq.producer.models import JobError, JobResult, JobStatus, ToolCall, Usage
+from promptq.producer.models import JobError, JobResult, JobStatus, ToolCall, Usage, from_ms
 from promptq.producer.records import ClaimedJob
 from promptq.worker.outcome import Cancelled, Expired, Failed, Outcome, Released, Retry, Succeeded, Throttled
 from promptq.worker.providers.base import Answer
@@ -62,12 +61,13 @@ def test_without_a_call_nothing_is_recorded() -> None:
 def test_an_attempt_tells_who_when_and_why() -> None:
     """JSON of the call: worker, times in ms, error, usage; a cost of None is not a cost of 0."""
     failed = dataclasses.replace(CALL, error=WHY, usage=Usage(total_tokens=1))
-    attempt = pydantic_core.from_json(CLERK.settlement(JOB, "t", Retry(WHY, 1), failed).attempt)
-    assert attempt["worker"] == "w-1"
-    assert (attempt["started_at"], attempt["finished_at"]) == (2_000, 3_500)
-    assert (attempt["code"], attempt["message"]) == ("unavailable", "why")
-    assert attempt["usage"]["total_tokens"] == 1
-    assert attempt["usage"]["cost_in_usd_ticks"] is None
+    attempt = codec.attempt_of("w-1:7", CLERK.settlement(JOB, "w-1:7", Retry(WHY, 1), failed).attempt)
+    assert attempt.worker == "w-1"
+    assert (attempt.started_at, attempt.finished_at) == (from_ms(2_000), from_ms(3_500))
+    assert (attempt.code, attempt.message) == ("unavailable", "why")
+    assert attempt.usage is not None
+    assert attempt.usage.total_tokens == 1
+    assert attempt.usage.cost_in_usd_ticks is None
     assert CLERK.settlement(JOB, "t", Retry(WHY, 1), failed).usage[5] is None
 
 

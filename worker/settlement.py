@@ -11,6 +11,8 @@ from promptq.producer.records import ClaimedJob, Kind, Settlement
 from promptq.worker.outcome import Cancelled, Expired, Failed, Outcome, Released, Retry, Succeeded, Throttled
 from promptq.worker.settings import Settings
 
+_NO_USAGE = Usage().amounts()
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -48,18 +50,10 @@ class Clerk:
             ttl=self.failure_ttl if kind == "failed" else self.result_ttl,
             delay=delay,
             reason=error.code.value if error else "",
-            attempt=self._attempt(call) if call else b"",
-            usage=_amounts(call.usage if call else None),
+            attempt=codec.dump_attempt(call.started, call.finished, call.usage, call.error) if call else b"",
+            usage=call.usage.amounts() if call and call.usage else _NO_USAGE,
             result=self._record(job, outcome, error, call) if is_final else b"",
         )
-
-    def _attempt(self, call: Call) -> bytes:
-        attempt: dict[str, Any] = {"worker": self.worker, "started_at": call.started, "finished_at": call.finished}
-        if call.error:
-            attempt |= {"code": call.error.code.value, "message": call.error.message}
-        if call.usage:
-            attempt["usage"] = vars(call.usage)
-        return codec.dumps(attempt)
 
     def _record(self, job: ClaimedJob, outcome: Outcome, error: JobError | None, call: Call | None) -> bytes:
         result: dict[str, Any] = {"model": job.model, "provider": self.provider, "worker": self.worker}
@@ -111,15 +105,6 @@ def _told(outcome: Succeeded) -> dict[str, Any]:
     if answer.response_id:
         told["response_id"] = answer.response_id
     return told
-
-
-def _amounts(usage: Usage | None) -> tuple[int | None, ...]:
-    if usage is None:
-        return (0, 0, 0, 0, 0, None)
-    return (
-        usage.prompt_tokens, usage.completion_tokens, usage.reasoning_tokens,
-        usage.cached_prompt_tokens, usage.total_tokens, usage.cost_in_usd_ticks,
-    )  # fmt: skip
 
 
 def refusal(job_id: str, lane: str, reason: str, worker: str, enqueued: int) -> bytes:

@@ -21,6 +21,7 @@ if ARGV[15] ~= '' then
 end
 if ARGV[13] ~= '' then
   finish(now, id, ledger, 'failed', ARGV[13], ARGV[14])
+  tidy()
   return 'refused'
 end
 if deadline then
@@ -29,5 +30,6 @@ if deadline then
 end
 if wait > 0 then delay(id, ledger, now + wait) else queue(id, ledger) end
 redis.call('ZADD', K.lanes, 'NX', 0, model) -- its leases are looked for under its model
+tidy()
 enter_lane(lane)
 return 'adopted'

@@ -7,4 +7,5 @@ local now, ttl = clock(ARGV[1]), ARGV[2]
 redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 local reply = {}
 for i = 3, #ARGV do reply[#reply + 1] = cancel(now, ARGV[i], ttl) end
+tidy()
 return reply

@@ -21,8 +21,7 @@ local function come_back(wait)
   if not due_in or wait < due_in then due_in = wait end
 end
 
-local function hand_over(id, ledger)
-  local payload = redis.call('GET', K.payload .. id) or ''
+local function hand_over(id, ledger, payload)
   bytes = bytes + #payload
   jobs[#jobs + 1] = { id, ledger.epoch, ledger.lane, ledger.model, exact(ledger.spent or 0),
     ledger.deadline and exact(ledger.deadline) or '', exact(ledger.enqueued), exact(ledger.stalls or 0),
@@ -46,8 +45,8 @@ if last[1] == seq then
   for _, id in ipairs(cjson.decode(last[2])) do
     local ok, ledger = pcall(read, id)
     if ok and ledger and ledger.state == 'running' and ledger.token == token then
-      lease(id, ledger, token, now + length, length)
-      hand_over(id, ledger)
+      lease(id, ledger, token, ledger.claimed or now, now + length, length)
+      hand_over(id, ledger, redis.call('GET', K.payload .. id) or '')
     end
   end
   return { { exact(now), '1', -1 }, lanes, jobs, foreign }
@@ -66,7 +65,7 @@ end
 -- A member that does not belong here: an abort by a plain arq client may put back what has ended.
 local function throw_out(id, lane)
   redis.call('ZREM', K.lane .. lane, id)
-  leave_lane(lane)
+  left[lane] = true
 end
 
 local function hand_over_foreign(id, lane)
@@ -148,12 +147,11 @@ local function take(id, lane, band)
     if not may_take_poison then delay(id, ledger, now + 1000) return false end
     may_take_poison = false
   end
-  local size = redis.call('STRLEN', K.payload .. id)
-  if #jobs > 0 and bytes + size > most_bytes then has_more = true return false end
-  lease(id, ledger, token, now + length, length)
-  redis.call('HSET', K.ledger .. id, 'claimed', exact(now))
+  local payload = redis.call('GET', K.payload .. id) or ''
+  if #jobs > 0 and bytes + #payload > most_bytes then has_more = true return false end
+  lease(id, ledger, token, now, now + length, length)
   if is_probe then redis.call('HSET', K.meter .. ledger.model, 'probe', exact(now + 30000)) end
-  hand_over(id, ledger)
+  hand_over(id, ledger, payload)
   local place = lane .. ':' .. band
   taken[place] = math.max(taken[place] or 0, ledger.turn)
   return true
@@ -227,6 +225,7 @@ end
 sweep(now, result_ttl)
 promote_due()
 for band = 0, 2 do serve_band(band) end
+tidy()
 advance_clocks()
 if slots == 0 then has_more = true end
 pass_on()

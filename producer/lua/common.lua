@@ -13,8 +13,16 @@ local function clock(injected)
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Numbers are stored with all their digits: tostring() keeps 14.
-local function exact(number) return string.format('%.17g', number) end
+-- Numbers are stored with all their digits: tostring() keeps 14. The same few come again for every job of a call.
+local texts = {}
+local function exact(number)
+  local text = texts[number]
+  if not text then
+    text = string.format('%.17g', number)
+    texts[number] = text
+  end
+  return text
+end
 
 -- A deadline as producers write it: '' | '+ms from now' | 'ms'.
 local function deadline_of(now, text)
@@ -25,32 +33,37 @@ end
 
 local FIELDS = {
   'state', 'epoch', 'lane', 'model', 'band', 'tenant', 'turn', 'due', 'deadline', 'token',
-  'spent', 'stalls', 'cancel', 'enqueued', 'claimed', 'ttl', 'digest', 'nonce', 'given_back', 'timeouts', 'group',
+  'spent', 'stalls', 'cancel', 'enqueued', 'claimed', 'ttl', 'given_back', 'timeouts', 'group',
 }
-local NUMBERS = { band = true, turn = true, due = true, deadline = true, spent = true, stalls = true, enqueued = true, claimed = true, ttl = true, timeouts = true }
 local OPEN = { queued = true, delayed = true, running = true }
 local FINAL = { succeeded = true, failed = true, cancelled = true, expired = true }
 
--- Only turns have fractions.
-local function number_of(name, text)
+local function number_of(text)
+  if not text then return nil end
   local number = tonumber(text)
-  if not number or number ~= number or math.abs(number) > 2 ^ 53 or name ~= 'turn' and number % 1 ~= 0 then
-    error(name .. ' is none of our numbers')
-  end
+  if not number or number ~= number or number > 2 ^ 53 or number < -2 ^ 53 then error(text .. ' is none of our numbers') end
+  return number
+end
+
+local function integer_of(text)
+  local number = number_of(text)
+  if number and number % 1 ~= 0 then error(text .. ' is none of our numbers') end
   return number
 end
 
 -- The ledger of one job as a table, or nil if there is none. Raises an error for one that no script has left so.
+-- Written out: this runs for every job of every call.
 local function read(id)
-  local values = redis.call('HMGET', K.ledger .. id, unpack(FIELDS))
-  local ledger, is_empty = {}, true
-  for i, name in ipairs(FIELDS) do
-    local value = values[i]
-    if value then ledger[name], is_empty = NUMBERS[name] and number_of(name, value) or value, false end
-  end
-  if is_empty then return nil end
-  if not (ledger.state and ledger.epoch and ledger.lane and ledger.model and ledger.enqueued) then error('a field is missing') end
-  return ledger
+  local v = redis.call('HMGET', K.ledger .. id, unpack(FIELDS))
+  local ledger = {
+    state = v[1] or nil, epoch = v[2] or nil, lane = v[3] or nil, model = v[4] or nil, band = integer_of(v[5]),
+    tenant = v[6] or nil, turn = number_of(v[7]), due = integer_of(v[8]), deadline = integer_of(v[9]), token = v[10] or nil,
+    spent = integer_of(v[11]), stalls = integer_of(v[12]), cancel = v[13] or nil, enqueued = integer_of(v[14]),
+    claimed = integer_of(v[15]), ttl = integer_of(v[16]), given_back = v[17] or nil, timeouts = integer_of(v[18]), group = v[19] or nil,
+  }
+  if ledger.state and ledger.epoch and ledger.lane and ledger.model and ledger.enqueued then return ledger end
+  if not next(ledger) then return nil end
+  error('a field is missing')
 end
 
 -- The score that the ledger says: it is the truth, the score only an index.
@@ -80,11 +93,24 @@ local function enter_lane(lane)
   wake(lane)
 end
 
--- A lane without jobs is forgotten, with its bands' clocks.
-local function leave_lane(lane)
-  if redis.call('EXISTS', K.lane .. lane, K.running .. lane) == 0 then
-    redis.call('ZREM', K.lanes, lane)
-    for band = 0, 2 do redis.call('DEL', K.fair .. lane .. ':' .. band) end
+local left, finishes = {}, {} -- by this call: lane -> true if a job went out of it; fair key -> tenant -> finish
+
+-- What is done once a call, not once a job; every script ends with it. Finishes are written, and a lane without jobs is
+-- forgotten, with its bands' clocks.
+local function tidy()
+  for fair, of_tenants in pairs(finishes) do
+    local scores = {}
+    for tenant, finish in pairs(of_tenants) do
+      scores[#scores + 1] = exact(finish)
+      scores[#scores + 1] = tenant
+    end
+    redis.call('ZADD', fair, unpack(scores))
+  end
+  for lane in pairs(left) do
+    if redis.call('EXISTS', K.lane .. lane, K.running .. lane) == 0 then
+      redis.call('ZREM', K.lanes, lane)
+      redis.call('DEL', K.fair .. lane .. ':0', K.fair .. lane .. ':1', K.fair .. lane .. ':2')
+    end
   end
 end
 
@@ -94,13 +120,19 @@ local STEP = 2 ^ -12 -- between the turns of tenants that come one after the oth
 -- who came there before it. (Equal turns would go by the id: newcomers without end would overtake an old job for ever.)
 local function take_turn(lane, band, tenant)
   local fair = K.fair .. lane .. ':' .. band
+  local known = finishes[fair] or {}
+  if known[tenant] then
+    known[tenant] = known[tenant] + 1
+    return known[tenant] - 1
+  end
   local at = redis.call('ZMSCORE', fair, '', ' ', tenant) -- the clock, the last newcomer's turn, the tenant's finish
   local reached, turn = tonumber(at[1] or 1), tonumber(at[3] or 0)
   if turn <= reached then
     turn = math.max(reached, tonumber(at[2] or 0) + STEP)
     redis.call('ZADD', fair, exact(turn), ' ')
   end
-  redis.call('ZADD', fair, exact(turn + 1), tenant)
+  known[tenant] = turn + 1
+  finishes[fair] = known
   return turn
 end
 
@@ -136,26 +168,28 @@ local function end_in_group(id, ledger, ttl)
   redis.pcall('PUBLISH', K.group_done .. ledger.group, id)
 end
 
--- Make a job runnable, at the turn it has or at its first one.
-local function queue(id, ledger)
+local NONE = {}
+
+-- Make a job runnable, at the turn it has or at its first one. `fields`: what else to write into its ledger.
+local function queue(id, ledger, fields)
   ledger.turn = ledger.turn or take_turn(ledger.lane, ledger.band, ledger.tenant)
   enter_state(ledger, 'queued')
-  redis.call('HSET', K.ledger .. id, 'state', 'queued', 'turn', exact(ledger.turn), 'token', '')
+  redis.call('HSET', K.ledger .. id, 'state', 'queued', 'turn', exact(ledger.turn), 'token', '', unpack(fields or NONE))
   redis.call('ZADD', K.lane .. ledger.lane, score_of(ledger), id)
 end
 
--- Hold a job back until `due`; it keeps its turn.
-local function delay(id, ledger, due)
+-- Hold a job back until `due`; it keeps its turn. `fields` as for `queue`.
+local function delay(id, ledger, due, fields)
   enter_state(ledger, 'delayed')
   ledger.due = due
-  redis.call('HSET', K.ledger .. id, 'state', 'delayed', 'due', exact(due), 'token', '')
+  redis.call('HSET', K.ledger .. id, 'state', 'delayed', 'due', exact(due), 'token', '', unpack(fields or NONE))
   redis.call('ZADD', K.lane .. ledger.lane, score_of(ledger), id)
 end
 
--- Give `token` the right to run a job until `due`.
-local function lease(id, ledger, token, due, length)
+-- Give `token` the right to run a job until `due`; `claimed` since when.
+local function lease(id, ledger, token, claimed, due, length)
   enter_state(ledger, 'running')
-  redis.call('HSET', K.ledger .. id, 'state', 'running', 'token', token, 'due', exact(due))
+  redis.call('HSET', K.ledger .. id, 'state', 'running', 'token', token, 'claimed', exact(claimed), 'due', exact(due))
   redis.call('SET', K.in_progress .. id, token, 'PX', length)
   redis.call('ZADD', K.lane .. ledger.lane, exact(due), id)
   redis.call('ZADD', K.running .. ledger.model, exact(due), id)
@@ -172,22 +206,22 @@ end
 local function finish(now, id, ledger, state, result, ttl)
   ttl = exact(ledger.ttl or tonumber(ttl))
   redis.call('SET', K.result .. id, result, 'PX', ttl)
+  redis.call('ZREM', K.lane .. ledger.lane, id)
+  if ledger.deadline then redis.call('ZREM', K.deadlines, id) end
   if state == 'failed' then
     redis.call('PEXPIRE', K.payload .. id, ttl)
     redis.call('ZADD', K.failed, exact(now + ttl), id)
     redis.call('ZREMRANGEBYSCORE', K.failed, '-inf', exact(now))
     if redis.call('PTTL', K.failed) < tonumber(ttl) then redis.call('PEXPIRE', K.failed, ttl) end
+    unlease(id, ledger)
   else
-    redis.call('DEL', K.payload .. id)
+    redis.call('DEL', K.payload .. id, K.in_progress .. id)
+    redis.call('ZREM', K.running .. ledger.model, id)
   end
-  unlease(id, ledger)
-  redis.call('ZREM', K.lane .. ledger.lane, id)
-  redis.call('ZREM', K.deadlines, id)
   enter_state(ledger, state)
   redis.call('HSET', K.ledger .. id, 'state', state, 'finished', exact(now))
   redis.call('PEXPIRE', K.ledger .. id, ttl)
-  leave_lane(ledger.lane)
-  if ledger.model ~= ledger.lane then leave_lane(ledger.model) end
+  left[ledger.lane], left[ledger.model] = true, true
   if ledger.group then end_in_group(id, ledger, ttl) end
   redis.pcall('PUBLISH', K.done .. id, state) -- refused to an ACL user without channels; its readers look every ten seconds
 end
@@ -203,11 +237,12 @@ end
 -- End a job whose ledger makes no sense: whoever waits for it gets a result, and nothing of it stays for ever.
 local function write_off(now, id, lane, ttl)
   local rest = { lane = lane, model = lane }
+  redis.call('ZREM', K.deadlines, id)
   if redis.call('TYPE', K.ledger .. id).ok == 'hash' then
     local left = redis.call('HMGET', K.ledger .. id, 'state', 'model', 'group')
     if FINAL[left[1]] then return end
     rest = { lane = lane, state = OPEN[left[1]] and left[1], model = left[2] or lane, group = left[3] or nil }
-    redis.call('HDEL', K.ledger .. id, unpack(FIELDS))
+    redis.call('HDEL', K.ledger .. id, 'digest', 'nonce', unpack(FIELDS))
   else
     redis.call('DEL', K.ledger .. id)
   end

@@ -12,64 +12,68 @@ local function known(id)
   return redis.call('EXISTS', K.ledger .. id, K.payload .. id, K.result .. id) > 0
 end
 
-local fresh, counted = {}, {}
+local is_new, counts = {}, {} -- by id; by lane
 for i = 4, #ARGV, WIDTH do
   local id, lane = ARGV[i], ARGV[i + 1]
-  if not counted[id] and not known(id) then
-    counted[id] = true
-    fresh[lane] = (fresh[lane] or 0) + 1
+  if is_new[id] == nil then
+    is_new[id] = not known(id)
+    if is_new[id] then counts[lane] = (counts[lane] or 0) + 1 end
   end
 end
-for lane, count in pairs(fresh) do
+for lane, count in pairs(counts) do
   local queued = redis.call('ZCARD', K.lane .. lane)
   if queued + count > most then return { 'full', lane, queued } end
 end
 
 local function create(at, mark)
-  local id, lane, band, tenant = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3]
+  local id, lane, band, tenant, group = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 9]
   local wait, deadline, ttl, metadata = tonumber(ARGV[at + 5]), deadline_of(now, ARGV[at + 6]), ARGV[at + 7], ARGV[at + 8]
-  local group = ARGV[at + 9]
+  local ledger = { lane = lane, band = band, tenant = tenant, group = group ~= '' and group or nil }
+  local fields = { 'epoch', 1, 'digest', ARGV[at + 4], 'nonce', mark, 'lane', lane, 'model', lane, 'band', band, 'tenant', tenant,
+    'enqueued', exact(now) }
+  local function also(name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  if ttl ~= '' then also('ttl', ttl) end
+  if metadata ~= '' then also('metadata', metadata) end
   -- The first write is one that a full Redis refuses, so that a refused call leaves nothing behind.
   redis.call('SET', K.payload .. id, ARGV[at + 10])
-  redis.call('HSET', K.ledger .. id, 'epoch', 1, 'digest', ARGV[at + 4], 'nonce', mark, 'lane', lane, 'model', lane,
-    'band', band, 'tenant', tenant, 'enqueued', exact(now))
-  if ttl ~= '' then redis.call('HSET', K.ledger .. id, 'ttl', ttl) end
-  if metadata ~= '' then redis.call('HSET', K.ledger .. id, 'metadata', metadata) end
   if deadline then
-    redis.call('HSET', K.ledger .. id, 'deadline', exact(deadline))
+    also('deadline', exact(deadline))
     redis.call('ZADD', K.deadlines, exact(deadline), id)
   end
-  local ledger = { lane = lane, band = band, tenant = tenant }
-  if group ~= '' then
-    ledger.group = group
-    redis.call('HSET', K.ledger .. id, 'group', group)
+  if ledger.group then
+    also('group', group)
     join_group(id, ledger)
   end
-  if wait > 0 then delay(id, ledger, now + wait) else queue(id, ledger) end
-  return ledger
+  if wait > 0 then delay(id, ledger, now + wait, fields) else queue(id, ledger, fields) end
+  return 'created', ledger.state, lane
+end
+
+-- What to say of an id that is known. A bad record counts as queued: the claim that meets it in its lane ends it.
+local function recognise(at, mark)
+  local id = ARGV[at]
+  local is_readable, ledger = pcall(read, id)
+  if not is_readable then return 'conflict', 'queued', ARGV[at + 1] end
+  if not ledger then return 'conflict', 'queued', K.intake end -- plain arq's, and not adopted yet
+  local call = redis.call('HMGET', K.ledger .. id, 'nonce', 'digest')
+  if call[1] == mark then
+    redis.call('HSET', K.ledger .. id, 'nonce', mark) -- a write: WAIT counts only what its own connection wrote
+    return 'created', ledger.state, ledger.lane
+  end
+  return call[2] == ARGV[at + 4] and 'duplicate' or 'conflict', ledger.state, ledger.lane
 end
 
 local reply, lanes = { 'ok' }, {}
 for i = 4, #ARGV, WIDTH do
-  local id, mark = ARGV[i], nonce .. ':' .. i
-  local disposition, readable, ledger = 'created', pcall(read, id)
-  if not readable then
-    disposition, ledger = 'conflict', { state = 'queued', lane = ARGV[i + 1] } -- the claim that meets it in its lane ends it
-  elseif ledger then
-    if ledger.nonce == mark then
-      redis.call('HSET', K.ledger .. id, 'nonce', mark) -- a write: WAIT counts only what its own connection wrote
-    else
-      disposition = ledger.digest == ARGV[i + 4] and 'duplicate' or 'conflict'
-    end
-  elseif known(id) then
-    disposition, ledger = 'conflict', { state = 'queued', lane = K.intake } -- plain arq's, and not adopted yet
-  else
-    ledger = create(i, mark)
-    lanes[ledger.lane] = true
+  local id, act = ARGV[i], recognise
+  if is_new[id] then
+    is_new[id], lanes[ARGV[i + 1]], act = false, true, create
   end
-  reply[#reply + 1] = disposition
-  reply[#reply + 1] = ledger.state
-  reply[#reply + 1] = ledger.lane
+  local at = #reply
+  reply[at + 1], reply[at + 2], reply[at + 3] = act(i, nonce .. ':' .. i)
 end
+tidy()
 for lane in pairs(lanes) do enter_lane(lane) end
 return reply

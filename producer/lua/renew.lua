@@ -13,8 +13,7 @@ local function renew(id, token, epoch)
   if ledger.state == 'running' and ledger.token ~= token then return 'taken' end
   -- Nobody holds it: the lease ran out, or a failover forgot the claim. Take it back, unless this very run gave it back.
   if ledger.state ~= 'running' and ledger.given_back == token then return 'over' end
-  if not ledger.claimed then redis.call('HSET', K.ledger .. id, 'claimed', exact(now)) end
-  lease(id, ledger, token, now + length, length)
+  lease(id, ledger, token, ledger.claimed or now, now + length, length)
   return ledger.cancel and 'cancel' or 'ours'
 end
 
@@ -23,4 +22,5 @@ for i = 4, #ARGV, 3 do
   local ok, said = pcall(renew, ARGV[i], ARGV[i + 1], ARGV[i + 2])
   reply[#reply + 1] = ok and said or 'over'
 end
+tidy()
 return reply

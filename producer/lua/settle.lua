@@ -17,17 +17,27 @@ local returned, answered = {}, {} -- lane -> true; model -> latest claim that wa
 local SILENT = { unavailable = true, provider_error = true, timeout = true, rate_limited = true, no_credit = true, bad_key = true }
 local COUNTERS = { 'prompt_tokens', 'completion_tokens', 'reasoning_tokens', 'cached_prompt_tokens', 'total_tokens', 'cost_in_usd_ticks' }
 
--- The books of the day and of the job; guarded by the attempt's own field.
+local day, sums = K.usage .. exact(math.floor(now / 86400000)), {}
+
+-- Small amounts are summed here, so that the day's books are written once a call; a long one goes there as it is written.
+local function add(counter, amount)
+  if #amount < 12 then sums[counter] = (sums[counter] or 0) + tonumber(amount)
+  else redis.call('HINCRBY', day, counter, amount) end
+end
+
+-- The books of the job and of the day; guarded by the attempt's own field.
 local function book(at, id, token, ledger)
   local attempt = ARGV[at + 7]
   if attempt == '' or redis.call('HSETNX', K.ledger .. id, 'attempt:' .. token, attempt) == 0 then return end
-  redis.call('HINCRBY', K.ledger .. id, 'attempts', 1)
-  local day = K.usage .. exact(math.floor(now / 86400000))
-  redis.call('HINCRBY', day, ledger.model .. ':attempts', 1)
+  add(ledger.model .. ':attempts', '1')
   for i, counter in ipairs(COUNTERS) do
     local amount = ARGV[at + 7 + i]
-    if amount ~= '' and amount ~= '0' then redis.call('HINCRBY', day, ledger.model .. ':' .. counter, amount) end
+    if amount ~= '' and amount ~= '0' then add(ledger.model .. ':' .. counter, amount) end
   end
+end
+
+local function close_the_day()
+  for counter, sum in pairs(sums) do redis.call('HINCRBY', day, counter, exact(sum)) end
   redis.call('PEXPIRE', day, 90 * 86400000)
 end
 
@@ -80,6 +90,8 @@ for at = 3, #ARGV, WIDTH do
   if ok then reply[#reply + 1] = said
   else reply[#reply + 1] = 'error: ' .. tostring(type(said) == 'table' and said.err or said) end
 end
+if next(sums) then pcall(close_the_day) end
+tidy()
 -- An answer to a call that was claimed after the pause began ends the pause.
 for model, claimed in pairs(answered) do
   local since = redis.call('HGET', K.meter .. model, 'since')

@@ -63,7 +63,11 @@ class Ledger:
     @property
     def attempts(self) -> list[Attempt]:
         """Every call that was recorded."""
-        return [Attempt.model_validate_json(value) for name, value in self.fields.items() if name.startswith(_ATTEMPT)]
+        return [
+            codec.attempt_of(name.removeprefix(_ATTEMPT), value.encode())
+            for name, value in self.fields.items()
+            if name.startswith(_ATTEMPT)
+        ]
 
 
 class Endings:
