@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from promptq.producer import PromptQueue, Usage, keys
+from promptq.producer import PromptQueue, Usage, codec, keys
 from promptq.producer.models import Attempt, JobResult, JobStatus
 from promptq.worker.simulator.control import SimulatorControl
 from waiting import wait_until
