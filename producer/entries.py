@@ -1,8 +1,8 @@
 """From what a caller says to what the enqueue script takes: validate, name, digest, encode. No Redis here."""
 
 import hashlib
+import os
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,11 +11,15 @@ from pydantic import ValidationError
 
 from promptq.producer import codec
 from promptq.producer.errors import InvalidJob, InvalidPayload, PayloadTooLarge
-from promptq.producer.models import PromptJob
+from promptq.producer.models import REQUEST_FIELDS, PromptJob
 from promptq.producer.records import Adoption, Entry
 from promptq.producer.settings import ProducerSettings, milliseconds
 
 _CALENDAR_ENDS = 253_402_300_800_000
+_MOST_ESCAPED = 6
+"""Bytes of JSON for one character."""
+_MOST_BESIDE = 8192
+"""Bytes of everything else in a request, or beside one of its texts."""
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """A user's prompt, or messages such as `{"role": "user", "content": "Hi"}`."""
@@ -29,14 +33,16 @@ def job_of(
     Raises InvalidJob, which names the field and, in a batch, the job's `position`.
     """
     said = {name: value for name, value in options.items() if value is not None}
-    if isinstance(given, PromptJob):
+    if isinstance(given, str):
+        fields: dict[str, Any] = {"prompt": given} | said
+    elif isinstance(given, PromptJob):
         if not said:
             return given
-        fields: dict[str, Any] = given.model_dump(exclude_unset=True, exclude_none=True) | said
+        fields = given.model_dump(exclude_unset=True, exclude_none=True) | said
     elif isinstance(given, Mapping):
         fields = {**given, **said}
     else:
-        fields = {"prompt" if isinstance(given, str) else "messages": given, **said}
+        fields = {"messages": given} | said
     try:
         return PromptJob.model_validate(fields)
     except ValidationError as error:
@@ -59,18 +65,30 @@ def _invalid(error: ValidationError, position: int | None, *, is_prompt: bool) -
     return InvalidJob(field, reason, position)
 
 
+def check(job: PromptJob, settings: ProducerSettings, position: int | None = None) -> None:
+    """Raise what `entry_of` would raise, mostly without encoding anything.
+
+    Raises InvalidJob or PayloadTooLarge.
+    """
+    texts = sum(len(message.content) for message in job.messages) + sum(map(len, job.stop or ()))
+    most = _MOST_ESCAPED * texts + _MOST_BESIDE * (1 + len(job.messages) + len(job.stop or ()))
+    if job.metadata or most > settings.max_payload:
+        entry_of(job, settings, position)
+
+
 def entry_of(job: PromptJob, settings: ProducerSettings, position: int | None = None) -> Entry:
     """The job as the enqueue script takes it, with an id of its own if it has none.
 
     Raises InvalidJob or PayloadTooLarge.
     """
     job = _with_model(job, settings)
+    arguments = job.payload()
     payload = _encode(
-        {"t": None, "f": codec.FUNCTION, "a": (), "k": job.payload(), "et": round(time.time() * 1000)}, position
+        {"t": None, "f": codec.FUNCTION, "a": (), "k": arguments, "et": time.time_ns() // 1_000_000}, position
     )
     if len(payload) > settings.max_payload:
         raise PayloadTooLarge("prompt", f"{len(payload)} bytes encoded, {settings.max_payload} allowed", position)
-    entry = _entry(job, job.id or uuid.uuid4().hex, str(job.model), payload, position)
+    entry = _entry(job, job.id or os.urandom(16).hex(), str(job.model), arguments, payload=payload, position=position)
     if entry.size > settings.max_payload:
         raise PayloadTooLarge(
             "metadata", f"{entry.size} bytes with the request, {settings.max_payload} allowed", position
@@ -90,7 +108,7 @@ def adoption_of(job_id: str, lane: str, record: Mapping[str, Any], settings: Pro
     if job.id is not None:
         raise InvalidJob("id", "give arq's _job_id instead")
     job = _with_model(job, settings)
-    entry = _entry(job, job_id, lane, b"", None)
+    entry = _entry(job, job_id, lane, job.payload(), payload=b"", position=None)
     return Adoption(entry, str(job.model), _enqueued(record.get("et")))
 
 
@@ -107,13 +125,15 @@ def job_in(record: Mapping[str, Any]) -> PromptJob:
     return job_of(args[0], options) if args else job_of(dict(options), {})
 
 
-def _entry(job: PromptJob, job_id: str, lane: str, payload: bytes, position: int | None) -> Entry:
+def _entry(
+    job: PromptJob, job_id: str, lane: str, arguments: dict[str, Any], *, payload: bytes, position: int | None
+) -> Entry:
     return Entry(
         id=job_id,
         lane=lane,
         band=int(job.band),
         tenant=job.tenant,
-        digest=hashlib.blake2b(_encode(job.request(), position), digest_size=16).hexdigest(),
+        digest=_digest(arguments, position),
         delay=milliseconds(job.delay) if job.delay else 0,
         deadline=_deadline(job.deadline),
         ttl=None if job.result_ttl is None else milliseconds(job.result_ttl),
@@ -121,6 +141,16 @@ def _entry(job: PromptJob, job_id: str, lane: str, payload: bytes, position: int
         payload=payload,
         group=job.group or "",
     )
+
+
+def digest_of(job: PromptJob, settings: ProducerSettings) -> str:
+    """What tells two requests apart under one id: 32 hex digits. Raises InvalidJob."""
+    return _digest(_with_model(job, settings).payload(), None)
+
+
+def _digest(arguments: Mapping[str, Any], position: int | None) -> str:
+    request = {name: value for name, value in arguments.items() if name in REQUEST_FIELDS}
+    return hashlib.blake2b(_encode(request, position), digest_size=16).hexdigest()
 
 
 def _with_model(job: PromptJob, settings: ProducerSettings) -> PromptJob:

@@ -172,16 +172,12 @@ class PromptJob(_Frozen):
         """The rank of its priority."""
         return Band[self.priority.upper()]
 
-    def request(self) -> dict[str, Any]:
-        """What the model is asked, JSON-ready, without what was left out."""
-        return self.model_dump(mode="json", include=set(REQUEST_FIELDS), exclude_none=True)
-
     def payload(self) -> dict[str, Any]:
-        """The request and how to run it: what the worker reads, JSON-ready."""
-        return self.model_dump(mode="json", include=set(PAYLOAD_FIELDS), exclude_none=True)
+        """The request and how to run it: what the worker reads, JSON-ready, without what was left out."""
+        return self.model_dump(mode="json", exclude=DELIVERY_FIELDS, exclude_none=True)
 
 
-DELIVERY_FIELDS = frozenset({"id", "priority", "tenant", "delay", "deadline", "result_ttl", "metadata", "group"})
+DELIVERY_FIELDS = {"id", "priority", "tenant", "delay", "deadline", "result_ttl", "metadata", "group"}
 PAYLOAD_FIELDS = frozenset(PromptJob.model_fields) - DELIVERY_FIELDS
 REQUEST_FIELDS = PAYLOAD_FIELDS - {"timeout", "max_attempts"}
 

@@ -4,9 +4,10 @@ Every call talks to Redis for `PROMPTQ_REDIS_TIMEOUT` seconds at most, through a
 with the same id nothing runs twice.
 """
 
+import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -16,7 +17,7 @@ from redis.asyncio import Redis
 
 from promptq.producer import keys, reading, records, scripts
 from promptq.producer.connection import open_redis
-from promptq.producer.entries import Prompt, entry_of, job_of
+from promptq.producer.entries import Prompt, check, entry_of, job_of
 from promptq.producer.errors import IdConflict, JobNotFound, PromptqError, QueueFull, WaitTimeout
 from promptq.producer.groups import Group
 from promptq.producer.link import Link
@@ -153,16 +154,31 @@ class PromptQueue:
         """
         if isinstance(jobs, str | bytes | Mapping | PromptJob):
             raise TypeError(f"enqueue_many takes many jobs, not one {type(jobs).__name__}; use enqueue, or a list")
-        handles: list[JobHandle] = []
-        entries: Iterable[records.Entry] = (
-            entry_of(job_of(job, options, position), self._link.settings, position) for position, job in enumerate(jobs)
-        )
+        settings = self._link.settings
+        made: Iterable[PromptJob] = (job_of(job, options, position) for position, job in enumerate(jobs))
         if isinstance(jobs, Sequence):
-            entries = list(entries)
+            made = list(made)
+            for position, job in enumerate(made):
+                check(job, settings, position)
+        entries = (entry_of(job, settings, position) for position, job in enumerate(made))
+        return await self._send_all(_chunks(entries))
+
+    async def _send_all(self, chunks: Iterable[list[records.Entry]]) -> list[JobHandle]:
+        """Each chunk is prepared while Redis takes the one before it."""
+        handles: list[JobHandle] = []
+        sending: asyncio.Task[list[JobHandle]] | None = None
         try:
-            for chunk in _chunks(entries):
-                handles += await self._send(chunk)
+            for chunk in chunks:
+                if sending:
+                    handles += await sending
+                sending = asyncio.create_task(self._send(chunk))
+                await asyncio.sleep(0)  # by which it is written
+            if sending:
+                handles += await sending
         except PromptqError as error:
+            if sending and not sending.done():
+                with contextlib.suppress(PromptqError):
+                    handles += await sending
             error.accepted = (*(handle.id for handle in handles), *error.accepted)
             raise
         return handles
@@ -208,7 +224,7 @@ class PromptQueue:
 
         Raises WaitTimeout (the job goes on), JobNotFound, or QueueUnavailable if Redis is away when it begins.
         """
-        async with aclosing(self.as_completed([id], timeout)) as results:
+        async with contextlib.aclosing(self.as_completed([id], timeout)) as results:
             async for result in results:
                 return result
         raise JobNotFound(id)
@@ -218,7 +234,7 @@ class PromptQueue:
 
         A Redis that goes away meanwhile is waited for. Raises as `wait`.
         """
-        async with aclosing(self._link.follow(_Jobs(ids, self._link), timeout)) as results:
+        async with contextlib.aclosing(self._link.follow(_Jobs(ids, self._link), timeout)) as results:
             async for result in results:
                 yield result
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from promptq.producer import codec
 from promptq.producer.models import JobStatus
@@ -15,8 +15,7 @@ def clock(now: int | None) -> Arg:
     return "" if now is None else now
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One job as the enqueue script takes it. Durations in ms."""
 
     id: str
@@ -46,8 +45,7 @@ class Entry:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Enqueued:
+class Enqueued(NamedTuple):
     """What became of one entry."""
 
     disposition: str
@@ -57,8 +55,7 @@ class Enqueued:
     """Where it stands; for a duplicate perhaps not where it was meant to go."""
 
 
-@dataclass(frozen=True, slots=True)
-class LaneFull:
+class LaneFull(NamedTuple):
     """The call was refused whole: `queued` jobs are in `lane`."""
 
     lane: str
@@ -98,8 +95,7 @@ class ClaimRequest:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedJob:
+class ClaimedJob(NamedTuple):
     """A leased job. Times in ms since 1970."""
 
     id: str
@@ -114,8 +110,7 @@ class ClaimedJob:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
+class Foreign(NamedTuple):
     """A job of a plain arq client, for the worker to adopt. Its id may be no text."""
 
     id: bytes
@@ -139,8 +134,7 @@ class Claimed:
 Kind = Literal["succeeded", "failed", "cancelled", "expired", "retry", "throttled", "released"]
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """The outcome of one run as the settle script takes it. Durations in ms."""
 
     id: str

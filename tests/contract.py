@@ -24,7 +24,7 @@ def entry(job_id: str, **fields: Any) -> Entry:
         id=job_id, lane=LANE, band=NORMAL, tenant="anna", digest="digest", delay=0, deadline="", ttl=None,
         metadata=b"", payload=codec.dumps({"f": codec.FUNCTION, "a": [job_id], "k": {}, "t": None, "et": NOW}),
     )  # fmt: skip
-    return replace(ordinary, **fields)
+    return ordinary._replace(**fields)
 
 
 def entries(*ids: str, **fields: Any) -> list[Entry]:
@@ -57,7 +57,7 @@ class Run:
             ttl=FAILURE_TTL if kind == "failed" else RESULT_TTL, attempt=codec.dumps({"worker": self.token}),
             result=result,
         )  # fmt: skip
-        return replace(ordinary, **fields)
+        return ordinary._replace(**fields)
 
 
 def runs_of(claimed: Claimed, token: str) -> list[Run]:
@@ -143,7 +143,7 @@ class Contract:
 
     async def adopt(self, job: Entry, model: str = LANE, refusal: bytes = b"") -> str:
         """Give a plain client's job a ledger in the intake lane, or refuse it."""
-        adoption = Adoption(replace(job, lane=keys.INTAKE), model, self.now, refusal)
+        adoption = Adoption(job._replace(lane=keys.INTAKE), model, self.now, refusal)
         return await scripts.adopt(self.redis, adoption, failure_ttl=FAILURE_TTL, now=self.now)
 
     async def plain_enqueue(self, job_id: str, payload: bytes = b"{}", lane: str = keys.INTAKE) -> None:

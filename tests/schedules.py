@@ -6,7 +6,7 @@ leases renews before it claims. What must be true meanwhile and at the end stand
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from books import Books
@@ -275,4 +275,4 @@ class Schedule:
             adopted = entry(job_id, tenant=tenant, band=band, group=self._group())
             said = await self.contract.adopt(adopted, model=self.luck.choice(LANES))
             if said == "adopted":
-                self.books.jobs[job_id].entry = replace(adopted, lane=keys.INTAKE)
+                self.books.jobs[job_id].entry = adopted._replace(lane=keys.INTAKE)

@@ -130,7 +130,8 @@ class Exchange:
         """The batch is the head of the unsettled."""
         for settlement, word in zip(batch, said, strict=True):
             del self.unsettled[0]
-            self._refusals.pop(settlement, None)
+            if self._refusals:
+                self._refusals.pop(settlement, None)
             if word in {"done", "back"}:
                 self.counts[settlement.kind] += 1
             elif word.startswith("error"):
@@ -142,7 +143,7 @@ class Exchange:
         return ClaimRequest(
             worker=self._worker,
             seq=self._seq,
-            slots=min(slots, CLAIMED_AT_ONCE, max(1, self._settings.max_jobs // 2)),
+            slots=min(slots, CLAIMED_AT_ONCE, max(1, self._settings.max_jobs // 2)),  # while the other half runs
             lease=self._settings.lease_ms,
             take_over_until=self._take_over_until if leases.may_take_over else 0,
             may_take_poison=leases.may_take_poison,

@@ -142,7 +142,7 @@ async def audit(redis: Redis, ids: Iterable[str], *, model: str) -> int:
     attempts = [attempt for ledger in ledgers for attempt in ledger.attempts]
     booked = await usage_of_the_day(redis, model)
     total = sum((attempt.usage or Usage() for attempt in attempts), Usage())
-    assert booked.get("attempts", 0) == len(attempts) == sum(ledger.number("attempts") for ledger in ledgers)
+    assert booked.get("attempts", 0) == len(attempts)
     sums: dict[str, Any] = vars(total)
     assert {name: booked.get(name, 0) for name in sums} == {name: value or 0 for name, value in sums.items()}
     return sum(ledger.spent + ledger.stalls + ledger.releases for ledger in ledgers)
