@@ -24,7 +24,7 @@ from promptq.producer.link import Link
 from promptq.producer.models import JobResult, JobStatus, PromptJob, QueueStats
 from promptq.producer.settings import ProducerSettings
 
-CHUNK_JOBS = 250
+CHUNK_JOBS = 150
 CHUNK_BYTES = 1024 * 1024
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -149,7 +149,7 @@ class PromptQueue:
     ) -> list[JobHandle]:
         """Accept many jobs, in their order; a dict holds the fields of PromptJob. `options` go to all of them.
 
-        A list is validated whole before anything is written; other iterables chunk by chunk (250 jobs or 1 MiB).
+        A list is validated whole before anything is written; other iterables chunk by chunk (150 jobs or 1 MiB).
         Raises as `enqueue`; then `error.accepted` has the ids that earlier chunks had written.
         """
         if isinstance(jobs, str | bytes | Mapping | PromptJob):

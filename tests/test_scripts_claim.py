@@ -333,11 +333,11 @@ async def test_a_claim_tells_when_to_come_back(contract: Contract) -> None:
     assert (await contract.claim()).due_in == 4000
 
 
-async def test_at_most_200_are_promoted_at_once(contract: Contract) -> None:
+async def test_at_most_100_are_promoted_at_once(contract: Contract) -> None:
     """A claim stays short, however much has come due, and asks to be repeated."""
-    await contract.accept(*[entry(f"a{number}", delay=1000) for number in range(230)])
+    await contract.accept(*[entry(f"a{number}", delay=1000) for number in range(130)])
     contract.later(1000)
     claimed = await contract.claim(slots=0)
-    assert (await contract.redis.zcount(keys.lane(LANE), "-inf", "(1e12"), claimed.due_in) == (200, 1)
+    assert (await contract.redis.zcount(keys.lane(LANE), "-inf", "(1e12"), claimed.due_in) == (100, 1)
     await contract.claim(slots=0)
-    assert await contract.redis.zcount(keys.lane(LANE), "-inf", "(1e12") == 230
+    assert await contract.redis.zcount(keys.lane(LANE), "-inf", "(1e12") == 130

@@ -17,8 +17,8 @@ from promptq.producer.records import Claimed, ClaimRequest, Settlement
 from promptq.worker.leases import Leases
 from promptq.worker.settings import Settings
 
-SETTLED_AT_ONCE = 200
-CLAIMED_AT_ONCE = 200
+SETTLED_AT_ONCE = 100
+CLAIMED_AT_ONCE = 100
 MOST_BYTES = 4 * 1024 * 1024
 """Of results in one call: an outage must not begin because a call is too long for its timeout."""
 MOST_LANES = 100

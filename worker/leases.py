@@ -14,7 +14,7 @@ from promptq.producer import scripts
 from promptq.worker.run import Run
 from promptq.worker.settings import Settings
 
-RENEWED_AT_ONCE = 200
+RENEWED_AT_ONCE = 100
 
 log = structlog.get_logger("promptq.leases")
 

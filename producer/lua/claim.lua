@@ -110,7 +110,7 @@ local function stall_if_run_out(id, model)
 end
 
 local function promote_due()
-  local left = 200
+  local left = 100
   for _, lane in ipairs(lanes) do
     if may_take_over and left > 0 then
       local over = redis.call('ZRANGEBYSCORE', K.running .. lane, '-inf', exact(now), 'LIMIT', 0, left)
