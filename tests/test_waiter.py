@@ -90,6 +90,24 @@ async def test_new_lanes_are_heard_of_only_if_wanted(redis_client: Redis) -> Non
         await wait_until(lambda: heard == {"work": 1})
 
 
+async def test_word_of_a_new_lane_is_passed_on(redis_client: Redis) -> None:
+    """The claim that met the lane set the marker for others, and this worker popped it: they find it again.
+
+    The lane's own marker needs no passing on: the next claim sets it if it leaves something behind.
+    """
+    heard = Heard()
+    async with waiting(redis_client, heard, "m") as waiter:
+        assert waiter.wait_for(["m"], new_ones=True)
+        await waiter.look_anew()
+        await mark(redis_client, keys.WAKE)
+        await mark(redis_client, LANE)
+        await wait_until(lambda: heard == {"work": 2})
+        waiter.wait_for((), new_ones=False)
+        await waiter.pass_on_new()
+        assert 0 < await redis_client.pttl(keys.WAKE) <= 60_000
+        assert not await redis_client.exists(LANE)
+
+
 async def test_a_word_to_this_worker_is_no_work(redis_client: Redis) -> None:
     """A cancel marks the holder itself: it is to renew, whatever its slots."""
     heard = Heard()

@@ -143,6 +143,8 @@ class PromptWorker(Worker):
             self._hungry = self._hungry or claimed.has_more or bool(claimed.foreign)
             self._exhausted = not (claimed.jobs or self._hungry) and claimed.due_in is None
             self._start(token, claimed)
+            if self._exchange.has_met_new:
+                await self._waiter.pass_on_new()
             for foreign in claimed.foreign:
                 await adopt(self.pool, foreign, self._settings, self.name)
             self._set_timer(claimed.due_in)

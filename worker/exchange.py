@@ -11,7 +11,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from promptq.producer import scripts
+from promptq.producer import keys, scripts
 from promptq.producer.connection import OUTAGE
 from promptq.producer.records import Claimed, ClaimRequest, Settlement
 from promptq.worker.leases import Leases
@@ -38,6 +38,8 @@ class Exchange:
         """Those that hold jobs now."""
         self.known: dict[str, None] = dict.fromkeys(serves)
         """Those to wait for: also what is empty and may fill again."""
+        self.has_met_new = False
+        """Whether the last claim found a lane that was not known here."""
         self.counts: Counter[str] = Counter()
         """Jobs by the kind of outcome that was written."""
         self._redis, self._settings, self._worker, self._serves = redis, settings, worker, serves
@@ -79,6 +81,7 @@ class Exchange:
             claimed = await scripts.claim(self._redis, request)
         self._seq += 1
         self._answered_at = claimed.now
+        self.has_met_new = not self.known.keys() | {keys.INTAKE} >= set(claimed.lanes)
         self._learn(claimed.lanes)
         return request.token, claimed
 

@@ -65,6 +65,12 @@ class Waiter:
         while self._heeded:
             await self._mark(*self._heeded.pop())
 
+    async def pass_on_new(self) -> None:
+        """The claim under way met a new lane and tells the others: what was popped meanwhile may be that word."""
+        for key, member in [popped for popped in self._heeded if popped[0] == keys.WAKE]:
+            self._heeded.remove((key, member))
+            await self._mark(key, member)
+
     async def run(self) -> None:
         """Wait, say, and wait again, until `end`."""
         while not self._ended:
