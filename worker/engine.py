@@ -27,6 +27,7 @@ from promptq.producer.connection import OUTAGE, close_redis, open_redis
 from promptq.producer.records import Claimed, Settlement
 from promptq.worker.adoption import adopt
 from promptq.worker.exchange import Exchange
+from promptq.worker.health import Condition
 from promptq.worker.leases import Leases
 from promptq.worker.outcome import Released
 from promptq.worker.providers.base import Provider
@@ -99,6 +100,24 @@ class PromptWorker(Worker):
     def is_claiming(self) -> bool:
         """Whether new jobs would be taken: Redis answers and no drain has begun."""
         return self.allow_pick_jobs and self.leases.may_claim
+
+    @property
+    def condition(self) -> Condition:
+        """How it stands, for the health pages."""
+        if any(helper.done() for helper in self._helpers):
+            return Condition.BROKEN
+        if not self.allow_pick_jobs:
+            return Condition.DRAINING
+        if self.leases.is_broken:
+            return Condition.AWAY
+        if not self._helpers:
+            return Condition.STARTING
+        return Condition.CLAIMING if self.is_claiming else Condition.SETTLING
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Those with jobs, as of the last claim."""
+        return tuple(lane for lane in self._exchange.lanes if lane != keys.INTAKE)
 
     async def main(self) -> None:
         """Run until drained, or in burst mode until the queue is empty."""

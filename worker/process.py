@@ -12,7 +12,7 @@ from promptq.producer.errors import QueueUnavailable
 from promptq.producer.queue import PromptQueue
 from promptq.worker import logs
 from promptq.worker.engine import PromptWorker
-from promptq.worker.health import serve_health
+from promptq.worker.health import serving_health
 from promptq.worker.providers.base import Provider
 from promptq.worker.settings import Settings
 
@@ -58,8 +58,7 @@ async def _serve(
             asyncio.get_running_loop().add_signal_handler(signum, worker.drain)
         open_things.callback(asyncio.create_task(_drain_when(stop, worker)).cancel)
         if health is not None:
-            server = await serve_health(worker, *health)
-            open_things.callback(server.close)
+            await open_things.enter_async_context(serving_health(worker, settings, *health))
         await worker.main()
     return 1 if worker.is_lost else 0
 
