@@ -20,6 +20,8 @@ from xai_sdk import AsyncClient
 from xai_sdk.chat import Response, assistant, image, system, user
 from xai_sdk.proto import chat_pb2, usage_pb2
 
+from promptq.producer.errors import ErrorCode
+from promptq.worker.providers.xai_errors import error_of
 from promptq.worker.simulator import books
 from promptq.worker.simulator.control import SimulatorControl
 from promptq.worker.simulator.knobs import Fault, Knobs, StatusName
@@ -192,6 +194,21 @@ async def test_key_info(client: AsyncClient, control: SimulatorControl) -> None:
     assert info.acls
     assert "test" not in info.redacted_api_key
     assert (await control.totals()).calls == 0
+
+
+@pytest.mark.parametrize("state", ["blocked", "team_blocked", "disabled", "incorrect"])
+async def test_a_key_of_no_use(client: AsyncClient, control: SimulatorControl, state: str) -> None:
+    """The knob `key`: the Auth service tells how it is, or does not know it; no generation starts with it."""
+    await control.set(key=state)
+    if state == "incorrect":
+        assert (await failure_of(client.auth.get_api_key_info())).code() is grpc.StatusCode.INVALID_ARGUMENT
+    else:
+        info = await client.auth.get_api_key_info()
+        told = {"blocked": info.api_key_blocked, "team_blocked": info.team_blocked, "disabled": info.disabled}
+        assert [name for name, is_so in told.items() if is_so] == [state]
+    error = await failure_of(ask(client))
+    assert error_of(error.code(), error.details() or "", None).code == ErrorCode.BAD_KEY
+    assert (await control.totals()).generations == 0
 
 
 async def test_a_key_is_required(simulator: SimulatorProcess, control: SimulatorControl) -> None:

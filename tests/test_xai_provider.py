@@ -29,7 +29,8 @@ from xai_sdk.proto import chat_pb2, chat_pb2_grpc, sample_pb2, usage_pb2
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import Message, PromptJob, ToolCall
 from promptq.worker.providers.base import Answer, Provider, ProviderError
-from promptq.worker.providers.xai import LONGEST_JOB_TIMEOUT, ApiKeyError, XaiProvider
+from promptq.worker.providers.xai import LONGEST_JOB_TIMEOUT, XaiProvider
+from promptq.worker.providers.xai_key import ApiKeyError
 from promptq.worker.providers.xai_pool import REST, ClientPool, connections_for
 from promptq.worker.settings import Settings
 from promptq.worker.simulator.process import RunningSimulator, running_simulator

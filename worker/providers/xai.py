@@ -5,6 +5,7 @@ Loads grpc and xai_sdk: import it only where a worker is built.
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Self
 
 import grpc.aio
@@ -14,10 +15,11 @@ from xai_sdk.aio.chat import Chat
 from xai_sdk.chat import assistant, developer, system, user
 from xai_sdk.proto import chat_pb2, sample_pb2, usage_pb2
 
-from promptq.producer.errors import ErrorCode, PromptqError
+from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob, ToolCall, Usage
 from promptq.worker.providers.base import Answer, ProviderError
 from promptq.worker.providers.xai_errors import error_of, presentable, without_quotes
+from promptq.worker.providers.xai_key import checked_key, read_key
 from promptq.worker.providers.xai_pool import ClientPool, cancellable, connections_for
 from promptq.worker.settings import Settings
 
@@ -56,8 +58,15 @@ _FINISH_REASONS: dict[int, str] = {
 _FOR_THE_CALLER = (chat_pb2.TOOL_CALL_TYPE_INVALID, chat_pb2.TOOL_CALL_TYPE_CLIENT_SIDE_TOOL)
 
 
-class ApiKeyError(PromptqError, ValueError):
-    """There is no usable xAI API key. One line, which says what to set."""
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """What xAI says about a key; nothing of the key itself. `acls`: such as `api-key:model:grok-4`."""
+
+    name: str
+    is_blocked: bool
+    is_team_blocked: bool
+    is_disabled: bool
+    acls: tuple[str, ...]
 
 
 class XaiProvider:
@@ -85,7 +94,7 @@ class XaiProvider:
         max_jobs: int = 100,
         job_timeout: float = 3600.0,
     ) -> None:
-        self._key = SecretStr(_checked(api_key))
+        self._key = SecretStr(checked_key(api_key))
         self._host = host
         self._insecure = insecure
         self._rpc_timeout = max(job_timeout, LONGEST_JOB_TIMEOUT) + RPC_MARGIN
@@ -99,14 +108,8 @@ class XaiProvider:
         Raises:
             ApiKeyError: As the constructor; also if the key's file cannot be read.
         """
-        try:
-            key = settings.api_key()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            path = settings.xai_api_key_file
-            raise ApiKeyError(f"cannot read XAI_API_KEY_FILE ({path}): {reason}") from None
         return cls(
-            api_key=key,
+            api_key=read_key(settings),
             host=settings.xai_host,
             insecure=settings.xai_insecure,
             max_jobs=settings.max_jobs,
@@ -130,6 +133,16 @@ class XaiProvider:
             raise error_of(error.code(), details, error.trailing_metadata()) from None
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises, the job must learn of it
             raise self._failure(ErrorCode.PROVIDER_ERROR, error, job) from None
+
+    async def key_info(self) -> KeyInfo:
+        """What xAI knows of the key; costs no tokens. Raises ProviderError, also for a key that is none."""
+        try:
+            with self._pool.lend() as client:
+                info = await client.auth.get_api_key_info()
+        except grpc.aio.AioRpcError as error:
+            details = without_quotes(error.details() or "", [self._key.get_secret_value()])
+            raise error_of(error.code(), details, error.trailing_metadata()) from None
+        return KeyInfo(info.name, info.api_key_blocked, info.team_blocked, info.disabled, tuple(info.acls))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -173,15 +186,6 @@ class XaiProvider:
         """Also so that no prompt, quoted in an error, can pass for what xAI says of the account."""
         contents = [message.content for message in job.messages]
         return without_quotes(text, [self._key.get_secret_value(), *contents])
-
-
-def _checked(api_key: str | None) -> str:
-    key = (api_key or "").strip()
-    if not key:
-        raise ApiKeyError("no xAI API key: set XAI_API_KEY or XAI_API_KEY_FILE")
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ApiKeyError("not an xAI API key, by its characters: set XAI_API_KEY or XAI_API_KEY_FILE to one")
-    return key
 
 
 def _answer(response: chat_pb2.GetChatCompletionResponse, job: PromptJob) -> Answer:

@@ -1,15 +1,19 @@
-"""The Auth service: any key is good here, and is told so."""
+"""The Auth service: any key is good here, and is told so, unless the knob `key` says otherwise."""
 
 from google.protobuf.empty_pb2 import Empty
 from xai_sdk.proto import auth_pb2, auth_pb2_grpc
 
 from promptq.worker.simulator.context import CallContext
 from promptq.worker.simulator.credentials import fingerprint_in
-from promptq.worker.simulator.refusals import no_key, send
+from promptq.worker.simulator.refusals import incorrect_key, no_key, send
+from promptq.worker.simulator.state import State
 
 
 class AuthService(auth_pb2_grpc.AuthServicer):
     """Answers `get_api_key_info`. It costs nothing and is not on the books."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
 
     async def get_api_key_info(self, request: Empty, context: CallContext) -> auth_pb2.ApiKey:
         """Describes the caller's key by its fingerprint; the key itself is never shown."""
@@ -17,6 +21,9 @@ class AuthService(auth_pb2_grpc.AuthServicer):
         fingerprint = fingerprint_in(context.invocation_metadata())
         if not fingerprint:
             await send(no_key(), context)
+        key = self._state.knobs.key
+        if key == "incorrect":
+            await send(incorrect_key(), context)
         return auth_pb2.ApiKey(
             redacted_api_key=f"xai-...{fingerprint[-4:]}",
             api_key_id=fingerprint,
@@ -24,4 +31,7 @@ class AuthService(auth_pb2_grpc.AuthServicer):
             user_id="simulated-user",
             team_id="simulated-team",
             acls=["api-key:endpoint:*", "api-key:model:*"],
+            api_key_blocked=key == "blocked",
+            team_blocked=key == "team_blocked",
+            disabled=key == "disabled",
         )

@@ -14,6 +14,7 @@ from promptq.worker.simulator.refusals import (
     fail_after_start,
     no_key,
     refuse_before_start,
+    refuse_key,
     send,
 )
 from promptq.worker.simulator.state import State
@@ -53,6 +54,7 @@ class ChatService(chat_pb2_grpc.ChatServicer):
     ) -> chat_pb2.GetChatCompletionResponse:
         if not call.key:
             raise no_key()
+        refuse_key(self._state.knobs.key)
         fault = self._state.faults.pick(prompt.text)
         if fault:
             refuse_before_start(fault)

@@ -39,6 +39,8 @@ StatusName = Literal[
     "UNAUTHENTICATED",
 ]
 
+KeyState = Literal["good", "incorrect", "blocked", "team_blocked", "disabled"]
+
 _TRAILER_KEY = re.compile(r"[0-9a-z_.-]+")
 _FIELDS_OF_ONE_KIND = {
     "code": "status",
@@ -148,6 +150,7 @@ class Knobs(_Frozen):
         max_concurrent_streams: Calls at a time that one connection may have; None is no limit. Only
             at start.
         seed: Makes draws repeatable, and is part of what an answer says.
+        key: What becomes of any API key: `incorrect` is unknown, the others are known and of no use.
         faults: What goes wrong.
     """
 
@@ -158,6 +161,7 @@ class Knobs(_Frozen):
     cost_in_usd_ticks: Annotated[TokenCost | None, BeforeValidator(_parse_cost)] = TokenCost()
     max_concurrent_streams: int | None = Field(default=None, gt=0)
     seed: int = 0
+    key: KeyState = "good"
     faults: tuple[Fault, ...] = ()
 
     def patched(self, changes: Mapping[str, Any]) -> Self:

@@ -8,7 +8,7 @@ from typing import NoReturn
 import grpc
 
 from promptq.worker.simulator.context import CallContext
-from promptq.worker.simulator.knobs import Fault
+from promptq.worker.simulator.knobs import Fault, KeyState
 
 
 class Refusal(Exception):
@@ -25,6 +25,25 @@ def no_key() -> Refusal:
     """The call has no API key."""
     details = "No API key: send the metadata 'authorization: Bearer KEY'."
     return Refusal(grpc.StatusCode.UNAUTHENTICATED, details)
+
+
+def refuse_key(state: KeyState) -> None:
+    """Raises what a generation meets whose key is of no use."""
+    match state:
+        case "good":
+            return
+        case "incorrect":
+            raise incorrect_key()
+        case "team_blocked":
+            raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "The team of this API key is blocked.")
+        case _:
+            raise Refusal(grpc.StatusCode.PERMISSION_DENIED, f"This API key is {state}.")
+
+
+def incorrect_key() -> Refusal:
+    """Nobody has this API key."""
+    details = "Incorrect API key provided. You can obtain an API key from https://console.x.ai."
+    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, details)
 
 
 def refuse_before_start(fault: Fault) -> None:

@@ -75,7 +75,7 @@ def _build(state: State) -> grpc.aio.Server:
         options.append(("grpc.max_concurrent_streams", state.knobs.max_concurrent_streams))
     server = grpc.aio.server(options=options)
     chat_pb2_grpc.add_ChatServicer_to_server(ChatService(state), server)  # type: ignore[no-untyped-call]
-    auth_pb2_grpc.add_AuthServicer_to_server(AuthService(), server)  # type: ignore[no-untyped-call]
+    auth_pb2_grpc.add_AuthServicer_to_server(AuthService(state), server)  # type: ignore[no-untyped-call]
     server.add_generic_rpc_handlers((control_handler(state),))
     return server
 
