@@ -39,7 +39,7 @@ class ExitCode(IntEnum):
 
 
 EXIT_CODES: Final = (
-    "Exit codes: 0 done, 1 a job failed, 2 wrong usage or bad input, 3 Redis away or full, "
+    "Exit codes: 0 done, 1 a job failed or `doctor` found a problem, 2 wrong usage or bad input, 3 Redis away or full, "
     "4 no such job, 5 no result in time, 130 interrupted."
 )
 
@@ -103,13 +103,21 @@ def explain(error: BaseException) -> tuple[ExitCode, str] | None:  # noqa: PLR09
 
 def _setting(error: ValidationError) -> str:
     """The first wrong setting by its variable's name, without its value."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    reason = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        return reason
-    name = str(first["loc"][0]).upper()
-    variable = name if name == "REDIS_URL" or name.startswith(("PROMPTQ_", "XAI_API_KEY")) else f"PROMPTQ_{name}"
-    return f"{variable}: {reason}; correct it in the environment"
+    variable, reason = wrong_settings(error)[0]
+    return f"{variable}: {reason}; correct it in the environment" if variable else reason
+
+
+def wrong_settings(error: ValidationError) -> list[tuple[str, str]]:
+    """Each wrong setting's variable ("" if only several together are wrong) and why, without its value."""
+    wrong = error.errors(include_url=False, include_input=False, include_context=False)
+    return [(_variable(each["loc"]), each["msg"].removeprefix("Value error, ")) for each in wrong]
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    if not location:
+        return ""
+    name = str(location[0]).upper()
+    return name if name == "REDIS_URL" or name.startswith(("PROMPTQ_", "XAI_API_KEY")) else f"PROMPTQ_{name}"
 
 
 class OneLineErrors(TyperGroup):

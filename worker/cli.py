@@ -8,6 +8,7 @@ import typer
 
 from promptq.producer.cli import app
 from promptq.producer.console import RedisUrl
+from promptq.worker.doctor.command import doctor as run_doctor
 from promptq.worker.settings import Settings
 from promptq.worker.simulator.command import simulate as run_simulator
 from promptq.worker.supervise import supervise, worker_command
@@ -70,6 +71,7 @@ def demo(
 
 
 app.command(name="simulate")(run_simulator)
+app.command(name="doctor")(run_doctor)
 
 
 def _options(values: dict[str, Any]) -> list[str]:

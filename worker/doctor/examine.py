@@ -1,0 +1,94 @@
+"""All checks, side by side: the slowest decides how long the whole takes, and a missing Redis hides nothing else."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from promptq.producer.connection import close_redis, open_redis
+from promptq.worker.doctor import on_redis, on_settings
+from promptq.worker.doctor.findings import Check, Finding, Report, Verdict, examined, in_a_thread, not_checked
+from promptq.worker.doctor.on_api import api
+from promptq.worker.doctor.on_settings import Loaded
+from promptq.worker.providers.xai_key import read_key
+from promptq.worker.settings import Settings
+
+LIMIT = 4.0
+"""Seconds for each check here and in Redis."""
+API_LIMIT = 10.0
+_SHORTEST_SECRET = 4
+_CLOSED_WITHIN = 1.0
+
+
+async def examine(loaded: Loaded) -> Report:
+    """Every check's finding. Takes 3 * `LIMIT` at most, whatever hangs."""
+    local = await _all(
+        {
+            "installation": on_settings.installation,
+            "settings": partial(on_settings.settings_are_valid, loaded),
+            "environment": partial(on_settings.environment, loaded),
+        }
+    )
+    of_redis, of_the_key = await asyncio.gather(_redis(loaded), _key_and_api(loaded.settings))
+    return {name: _hidden(finding, loaded.settings) for name, finding in {**local, **of_redis, **of_the_key}.items()}
+
+
+async def _all(checks: Mapping[str, Check]) -> Report:
+    findings = await asyncio.gather(*(examined(check, LIMIT) for check in checks.values()))
+    return dict(zip(checks, findings, strict=True))
+
+
+async def _redis(loaded: Loaded) -> Report:
+    settings = loaded.settings
+    redis: Redis = open_redis(settings.redis_url.get_secret_value(), timeout=LIMIT)
+    looks, tries = on_redis.looks(redis, settings), on_redis.tries(redis)
+    try:
+        if "redis_url" in loaded.refused:
+            reached = not_checked("PROMPTQ_REDIS_URL is none")
+        else:
+            reached = await examined(lambda: on_redis.reachable(redis, settings, LIMIT), LIMIT)
+        if reached.verdict is not Verdict.OK:
+            return {"Redis": reached, **dict.fromkeys((*looks, *tries), not_checked("there is no Redis to ask"))}
+        return {"Redis": reached, **await _all(looks), **await _all(tries)}
+    finally:
+        with contextlib.suppress(TimeoutError, RedisError, OSError):
+            async with asyncio.timeout(_CLOSED_WITHIN):
+                await close_redis(redis)
+
+
+async def _key_and_api(settings: Settings) -> Report:
+    key = await examined(partial(on_settings.key, settings), LIMIT)
+
+    async def ask() -> Finding:
+        return await api(settings, await in_a_thread(partial(read_key, settings)))
+
+    if settings.provider != "xai":
+        asked = not_checked(f"the provider is {settings.provider}")
+    elif on_settings.missing_libraries():
+        asked = not_checked(on_settings.NEEDS_WORKER)
+    elif key.verdict in {Verdict.PROBLEM, Verdict.NOT_CHECKED}:
+        asked = not_checked("there is no key to ask with")
+    else:
+        asked = await examined(ask, API_LIMIT)
+    return {"key": key, "API": asked}
+
+
+def _hidden(finding: Finding, settings: Settings) -> Finding:
+    """The finding without what must not be seen, whoever has quoted it."""
+    found, advice = finding.found, finding.advice
+    for secret in _secrets(settings):
+        found, advice = found.replace(secret, "***"), advice.replace(secret, "***")
+    return replace(finding, found=found, advice=advice)
+
+
+def _secrets(settings: Settings) -> Iterator[str]:
+    """Longer ones first, since one may hold another."""
+    url = urlsplit(settings.redis_url.get_secret_value())
+    passwords = [url.password or "", unquote(url.password or ""), *parse_qs(url.query).get("password", ())]
+    key = settings.xai_api_key.get_secret_value() if settings.xai_api_key else ""
+    yield from sorted((each for each in (*passwords, key) if len(each) >= _SHORTEST_SECRET), key=len, reverse=True)
