@@ -146,7 +146,7 @@ BAD_CONFIGURATIONS: dict[str, tuple[dict[str, str], str, Verdict, str]] = {
 async def test_a_redis_that_is_configured_otherwise(case: str, client: redis.asyncio.Redis) -> None:
     """Each setting that loses jobs is a problem or a warning with what to do; nothing else is affected."""
     settings, check, verdict, says = BAD_CONFIGURATIONS[case]
-    await client.set("jobs", bytes(50_000_000))  # beside which our connections are nothing
+    await client.setrange("jobs", 50_000_000, "!")  # beside which our connections are nothing
     used = int((await client.info("memory"))["used_memory"] * 1.08)
     for name, value in settings.items():
         await client.config_set(name, value.format(used=used))
