@@ -120,6 +120,25 @@ async def test_it_leaves_nothing_behind(client: redis.asyncio.Redis) -> None:
     assert await client.dbsize() == 0
 
 
+async def test_what_it_tries_is_not_taken_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rights are tried when the workers have been counted: until then nothing of ours waits as a worker does."""
+    order: list[str] = []
+
+    async def look() -> Finding:
+        await asyncio.sleep(0)  # a chance for whatever runs beside it
+        order.append("look")
+        return Finding(OK, "seen")
+
+    async def attempt() -> Finding:
+        order.append("try")
+        return Finding(OK, "done")
+
+    monkeypatch.setattr(on_redis, "looks", lambda *_: {"workers": look})
+    monkeypatch.setattr(on_redis, "tries", lambda *_: {"permissions": attempt})
+    await report()
+    assert order == ["look", "try"]
+
+
 async def test_jobs_without_a_worker(server: PrivateRedis) -> None:
     """They wait, which is worth a warning; the command does not fail for it."""
     async with PromptQueue.connect(server.url) as queue:
