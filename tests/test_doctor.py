@@ -467,6 +467,27 @@ async def test_misspelt_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PASSWORD not in str(found)
 
 
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis://no-such-host.invalid", "no address for the host of redis://no-such-host.invalid"),
+        ("redis+sentinel://no-such-host.invalid,127.0.0.1:1/main", "No master found for 'main'"),
+        ("unix:///no/such/socket", "no Redis at unix:///no/such/socket"),
+    ],
+)
+async def test_where_no_redis_is(url: str, says: str) -> None:
+    """A name without an address is told as that, unless another of the hosts has one."""
+    found = (await report(redis_url=url))["Redis"]
+    assert found.verdict is PROBLEM
+    assert says in found.found
+
+
+async def test_a_value_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others have said stands on one line, without control characters."""
+    monkeypatch.setenv("PROMPTQ_XAI_HOST", "a\nb\x1b[2J")
+    assert "PROMPTQ_XAI_HOST=a b?[2J" in (await report())["environment"].found
+
+
 def run(*arguments: str) -> Any:
     """The command, as a user sees it."""
     return CliRunner().invoke(app, ["doctor", *arguments], prog_name="promptq")

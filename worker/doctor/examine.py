@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from promptq.producer.connection import close_redis, open_redis
+from promptq.producer.console import one_line
 from promptq.worker.doctor import on_redis, on_settings
 from promptq.worker.doctor.findings import Check, Finding, Report, Verdict, examined, in_a_thread, not_checked
 from promptq.worker.doctor.on_api import api
@@ -35,7 +36,8 @@ async def examine(loaded: Loaded) -> Report:
         }
     )
     of_redis, of_the_key = await asyncio.gather(_redis(loaded), _key_and_api(loaded.settings))
-    return {name: _hidden(finding, loaded.settings) for name, finding in {**local, **of_redis, **of_the_key}.items()}
+    report = {**local, **of_redis, **of_the_key}
+    return {name: _presentable(finding, loaded.settings) for name, finding in report.items()}
 
 
 async def _all(checks: Mapping[str, Check]) -> Report:
@@ -78,12 +80,12 @@ async def _key_and_api(settings: Settings) -> Report:
     return {"key": key, "API": asked}
 
 
-def _hidden(finding: Finding, settings: Settings) -> Finding:
-    """The finding without what must not be seen, whoever has quoted it."""
+def _presentable(finding: Finding, settings: Settings) -> Finding:
+    """The finding on one line each, and without what must not be seen, whoever has quoted it."""
     found, advice = finding.found, finding.advice
     for secret in _secrets(settings):
         found, advice = found.replace(secret, "***"), advice.replace(secret, "***")
-    return replace(finding, found=found, advice=advice)
+    return replace(finding, found=one_line(found), advice=one_line(advice))
 
 
 def _secrets(settings: Settings) -> Iterator[str]:

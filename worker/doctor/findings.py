@@ -10,8 +10,6 @@ from typing import TypeVar
 
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from promptq.producer.console import one_line
-
 T = TypeVar("T")
 
 
@@ -72,11 +70,11 @@ async def examined(check: Check, limit: float) -> Finding:
 
 
 def _failure(error: RedisError | OSError) -> Finding:
-    said = one_line(str(error))
+    said = str(error)
     if isinstance(error, NoPermissionError):
         return Finding(Verdict.NOT_CHECKED, f"could not be checked: {said}", "ask with --redis-url of a user who may")
     if not isinstance(error, ResponseError):
-        return problem(f"{type(error).__name__}: {said}", "see whether Redis still runs")
+        return problem(f"{type(error).__name__}: {said}", "see whether it still runs")
     if "unknown command" in said.lower():  # a managed Redis hides some; the text may quote arguments
         return not_checked("could not be checked: this Redis does not offer the command")
     return problem(said, "see what Redis logs")

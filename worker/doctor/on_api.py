@@ -3,7 +3,6 @@
 import os
 from urllib.parse import urlsplit
 
-from promptq.producer.console import one_line
 from promptq.producer.errors import ErrorCode
 from promptq.worker.doctor.findings import Finding, ok, problem, warning
 from promptq.worker.providers.base import ProviderError
@@ -27,7 +26,7 @@ async def api(settings: Settings, key: str) -> Finding:
     try:
         info: KeyInfo = await provider.key_info()
     except ProviderError as error:
-        return problem(f"{host}: {one_line(str(error))}", _ADVICE.get(error.code) or _reach(settings))
+        return problem(f"{host}: {error!s}", _ADVICE.get(error.code) or _reach(settings))
     finally:
         await provider.aclose()
     states = {"blocked": info.is_blocked, "disabled": info.is_disabled, "of a blocked team": info.is_team_blocked}
@@ -36,7 +35,7 @@ async def api(settings: Settings, key: str) -> Finding:
         return problem(f"{host}: the key is {' and '.join(faults)}", f"enable it, or make another: {_CONSOLE}")
     models = [acl.removeprefix(_MODEL) for acl in info.acls if acl.startswith(_MODEL)]
     if models and not {"*", settings.default_model} & set(models):
-        only = one_line(", ".join(models))
+        only = ", ".join(models)
         return warning(
             f"{host}: the key may not use {settings.default_model}, only {only}", "set PROMPTQ_DEFAULT_MODEL to one"
         )

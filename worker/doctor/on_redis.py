@@ -1,5 +1,6 @@
 """The checks of Redis. Each asks for what it needs; a user who may not ask gets "could not be checked"."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -13,7 +14,6 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from promptq.producer import keys
 from promptq.producer.connection import public_url, try_until
-from promptq.producer.console import one_line
 from promptq.producer.errors import QueueUnavailable
 from promptq.producer.reading import read_stats
 from promptq.worker.doctor.findings import Check, Finding, in_a_thread, ok, problem, warning
@@ -69,15 +69,15 @@ async def reachable(redis: Redis, settings: Settings, limit: float) -> Finding:
     """Whether it answers; for `limit` seconds at most."""
     url = settings.redis_url.get_secret_value()
     where, advice = public_url(url), "start Redis, or set PROMPTQ_REDIS_URL to where it is"
-    try:
-        for host in _hosts(url):  # by ourselves: a lookup inside redis-py that hangs would hold up our end
-            await in_a_thread(partial(getaddrinfo, host, None))
-    except OSError as error:
-        return problem(f"no address for the host of {where}: {error.strerror}", advice)
+    # By ourselves: a lookup inside redis-py that hangs would hold up our end.
+    lookups = [in_a_thread(partial(getaddrinfo, host, None)) for host in _hosts(url)]
+    failures = [said for said in await asyncio.gather(*lookups, return_exceptions=True) if isinstance(said, OSError)]
+    if failures and len(failures) == len(lookups):
+        return problem(f"no address for the host of {where}: {failures[0].strerror}", advice)
     try:
         await try_until(limit / 2, redis.ping, where)
     except QueueUnavailable as error:
-        said = one_line(str(error)).removesuffix("; is it running?")
+        said = str(error).removesuffix("; is it running?")
         return problem(said, "set its user and password in PROMPTQ_REDIS_URL" if "the login" in said else advice)
     began = time.perf_counter()
     await redis.ping()
@@ -226,7 +226,7 @@ async def permissions(redis: Redis) -> Finding:
 def _refusal(said: str) -> Finding:
     is_for_want_of_rights = "permission" in said or "ACL" in said
     advice = _ACL_ADVICE if is_for_want_of_rights else "see what else is said of Redis here"
-    return problem(f"refused: {one_line(said)}", advice)
+    return problem(f"refused: {said}", advice)
 
 
 async def channels(redis: Redis) -> Finding:
@@ -238,7 +238,7 @@ async def channels(redis: Redis) -> Finding:
         await pubsub.subscribe(channel)
         await pubsub.get_message(timeout=1)
     except NoPermissionError as error:
-        return warning(f"refused: {one_line(str(error))}; readers look every ten seconds instead", _ACL_ADVICE)
+        return warning(f"refused: {error!s}; readers look every ten seconds instead", _ACL_ADVICE)
     finally:
         await pubsub.aclose()  # type: ignore[no-untyped-call]
     return ok("publish and subscribe work")
