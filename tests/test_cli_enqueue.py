@@ -137,7 +137,7 @@ async def test_a_full_lane(promptq: Run, redis_url: str, monkeypatch: pytest.Mon
     file = write("p.txt", *(f"prompt {number}" for number in range(400)))
     run = await promptq("enqueue", file)
     assert run.exit_code == 3
-    assert "250 of 400 jobs are in, the same command goes on from there" in one_line(run.stderr)
+    assert "150 of 400 jobs are in, the same command goes on from there" in one_line(run.stderr)
     await settle_all(redis_url)
     assert (await promptq("enqueue", file)).stderr.startswith("150 accepted, 250 already there, ")
 
