@@ -1,29 +1,27 @@
-"""A whole file through the queue: check every line, enqueue, wait. Memory does not grow with prompts or answers."""
+"""A whole file into the queue: check every line, then enqueue. Memory does not grow with the prompts."""
 
-import asyncio
 import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from promptq.producer.console import CommandError, note, one_line
-from promptq.producer.errors import IdConflict, JobNotFound, PromptqError, QueueUnavailable
+from promptq.producer.errors import IdConflict, PromptqError
 from promptq.producer.inputs import BadLine, PromptLine
 from promptq.producer.models import JobResult, JobStatus, Usage
-from promptq.producer.outputs import Take, dollars, spent
+from promptq.producer.outputs import dollars, spent
 from promptq.producer.progress import Progress, speed
-from promptq.producer.queue import CHUNK_JOBS, PromptQueue
+from promptq.producer.queue import CHUNK_JOBS, JobHandle, PromptQueue
 
 T = TypeVar("T")
 
 BAD_LINES_SHOWN: Final = 20
-WATCHED: Final = 4000
-"""Jobs that are waited for at one time. They are taken in their order, which is about the order in which they end."""
-REMARK_AFTER: Final = 5.0
-_REDIS_PAUSE = 1.0
+
+Accept = Callable[[int, JobHandle], None]
+"""Gets each accepted job with the number of its input line."""
 
 
 class Tickets:
@@ -33,9 +31,9 @@ class Tickets:
         self._ids: list[str] = []
         self._numbers = array("Q")
 
-    def add(self, number: int, job_id: str) -> None:
+    def add(self, number: int, handle: JobHandle) -> None:
         """One more."""
-        self._ids.append(job_id)
+        self._ids.append(handle.id)
         self._numbers.append(number)
 
     def __len__(self) -> int:
@@ -58,7 +56,7 @@ class Tally:
     ended_before: int = 0
     """Of the jobs that were already there, those that had ended."""
     usage: Usage = field(default_factory=Usage)
-    started: float = 0.0
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def accepted(self) -> int:
@@ -70,9 +68,33 @@ class Tally:
         """Jobs that ended without an answer."""
         return self.ended.total() - self.ended[JobStatus.SUCCEEDED] + self.gone
 
+    def end(self, result: JobResult) -> Usage:
+        """Count one result; returns what it used, failed attempts included."""
+        used = spent(result)
+        self.ended[result.status] += 1
+        self.usage += used
+        return used
+
     def summary(self) -> str:
         """One line: what was accepted, how it ended, what it cost."""
         return ", ".join([f"{self.created:,} accepted", *self._facts()])
+
+    def ended_summary(self) -> str:
+        """One line: how it ended, what it cost."""
+        return ", ".join(self._facts())
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` prints of a run whose results are in a file."""
+        return {
+            "jobs": self.jobs,
+            "created": self.created,
+            "known": self.known,
+            "skipped": self.skipped,
+            **{status.value: self.ended[status] for status in JobStatus if status.is_final},
+            "gone": self.gone,
+            "usage": self.usage,
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
 
     def _facts(self) -> Iterator[str]:
         if self.known:
@@ -124,13 +146,12 @@ def report(bad: Sequence[BadLine], tally: Tally, *, skip_bad: bool) -> None:
 
 
 async def enqueue(
-    queue: PromptQueue, lines: Iterable[PromptLine | BadLine], tally: Tally, progress: Progress
-) -> Tickets:
+    queue: PromptQueue, lines: Iterable[PromptLine | BadLine], accept: Accept, tally: Tally, progress: Progress
+) -> None:
     """Accept every job that is not there yet, in the order of the lines. Raises PromptqError with how far it came."""
-    tickets = Tickets()
     tally.started = time.monotonic()
     progress.begin("enqueueing", tally.jobs)
-    for chunk in _batched((line for line in lines if isinstance(line, PromptLine)), CHUNK_JOBS):
+    for chunk in in_chunks((line for line in lines if isinstance(line, PromptLine)), CHUNK_JOBS):
         try:
             handles = await queue.enqueue_many([line.job for line in chunk])
         except PromptqError as error:
@@ -138,14 +159,13 @@ async def enqueue(
             _locate(error, chunk, tally)
             raise
         for line, handle in zip(chunk, handles, strict=True):
-            tickets.add(line.number, handle.id)
+            accept(line.number, handle)
             tally.created += handle.created
             tally.known += not handle.created
             tally.ended_before += handle.status.is_final
         progress.advance(len(chunk))
-    if len(tickets) != tally.jobs:
+    if tally.accepted != tally.jobs:
         note("the file changed while it was read; run the same command again", style="yellow")
-    return tickets
 
 
 def _locate(error: PromptqError, chunk: list[PromptLine], tally: Tally) -> None:
@@ -156,60 +176,8 @@ def _locate(error: PromptqError, chunk: list[PromptLine], tally: Tally) -> None:
     error.add_note(f"{tally.accepted:,} of {tally.jobs:,} jobs are in, the same command goes on from there")
 
 
-async def collect(queue: PromptQueue, tickets: Tickets, take: Take, tally: Tally, progress: Progress) -> None:
-    """Hand each result to `take` as soon as the job ends. An outage of Redis is waited for."""
-    progress.begin("waiting", len(tickets))
-    room = asyncio.Semaphore(WATCHED)
-
-    def arrived(number: int, result: JobResult | None) -> None:
-        room.release()
-        if result is None:
-            tally.gone += 1
-            progress.advance()
-            return
-        used = spent(result)
-        tally.ended[result.status] += 1
-        tally.usage += used
-        take(number, result)
-        progress.advance(tokens=used.total_tokens)
-
-    hint = asyncio.create_task(_remark(queue, tally))
-    try:
-        async with asyncio.TaskGroup() as group:
-            for some in _batched(tickets, CHUNK_JOBS):
-                for _ in some:
-                    await room.acquire()
-                group.create_task(_watch(queue, dict(some), arrived))
-    except ExceptionGroup as group_error:
-        raise group_error.exceptions[0] from None
-    finally:
-        hint.cancel()
-
-
-async def _remark(queue: PromptQueue, tally: Tally) -> None:
-    """Nothing has ended after a while and nothing runs: most likely nobody has started a worker."""
-    await asyncio.sleep(REMARK_AFTER)
-    try:
-        stats = await queue.stats()
-    except QueueUnavailable:
-        return
-    if not tally.ended and not any(lane.running or lane.paused_until for lane in stats.lanes):
-        note("no job is running: start a worker with `promptq worker`", style="yellow")
-
-
-async def _watch(queue: PromptQueue, waiting: dict[str, int], arrived: Callable[[int, JobResult | None], None]) -> None:
-    """Results of a few jobs; None for one whose result's time was over before it was read."""
-    while waiting:
-        try:
-            async for result in queue.as_completed(list(waiting)):
-                arrived(waiting.pop(result.id), result)
-        except JobNotFound as error:
-            arrived(waiting.pop(error.id), None)
-        except QueueUnavailable:
-            await asyncio.sleep(_REDIS_PAUSE)
-
-
-def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter."""
     iterator = iter(items)
     while some := list(islice(iterator, size)):
         yield some

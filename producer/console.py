@@ -16,6 +16,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from promptq.producer.errors import (
+    GroupNotFound,
     InvalidPayload,
     JobFailed,
     JobNotFound,
@@ -40,7 +41,7 @@ class ExitCode(IntEnum):
 
 EXIT_CODES: Final = (
     "Exit codes: 0 done, 1 a job failed or `doctor` found a problem, 2 wrong usage or bad input, 3 Redis away or full, "
-    "4 no such job, 5 no result in time, 130 interrupted."
+    "4 no such job or group, 5 no result in time, 130 interrupted."
 )
 
 RedisUrl = Annotated[
@@ -63,6 +64,7 @@ class CommandError(Exception):
 
 _CODES: Final[tuple[tuple[type[PromptqError], ExitCode], ...]] = (
     (JobNotFound, ExitCode.NOT_FOUND),
+    (GroupNotFound, ExitCode.NOT_FOUND),
     (WaitTimeout, ExitCode.TIMEOUT),
     (QueueUnavailable, ExitCode.UNAVAILABLE),
     (QueueFull, ExitCode.UNAVAILABLE),

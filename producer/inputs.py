@@ -1,11 +1,11 @@
-"""The prompts in a file, line by line: text, or JSON objects with the fields of PromptJob.
+"""The prompts in a file: which format it has, and from each of its lines a job with an id.
 
 A file is read twice, once to check every line before anything is enqueued, and never held in memory; what grows with it
-is a number for each prompt, by which repeated ones are told apart.
+is a number for each prompt, by which repeated ones are told apart, and the ids that were chosen by the caller.
 """
 
-import codecs
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
@@ -14,20 +14,55 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import pydantic_core
+
 from promptq.producer import codec
+from promptq.producer.console import CommandError
 from promptq.producer.entries import entry_of, job_of
 from promptq.producer.errors import InvalidJob, InvalidPayload
+from promptq.producer.input_lines import (
+    Fields,
+    Parse,
+    Parsed,
+    lines,
+    parse_field,
+    parse_json,
+    parse_lines,
+    parse_openai,
+    parse_text,
+)
+from promptq.producer.input_rows import find_table, looks_like_header
 from promptq.producer.models import PromptJob
+from promptq.producer.openai_batch import CUSTOM_ID
 from promptq.producer.settings import ProducerSettings
+
+
+class Format(StrEnum):
+    """How a file of prompts is written."""
+
+    TEXT = "text"
+    JSONL = "jsonl"
+    OPENAI = "openai"
+    CSV = "csv"
+
 
 STDIN: Final = Path("-")
 _JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
-_SHOWN_FIELDS = 10
+_TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".tab"})
+_PARSERS: Final[Mapping[Format, Parse]] = {
+    Format.TEXT: parse_text,
+    Format.JSONL: parse_json,
+    Format.OPENAI: parse_openai,
+}
 _ESCAPES = 6
-"""JSON may take six bytes for what Redis gets as one."""
+"""JSON may take six bytes for what Redis gets as one, and the other way round."""
+_FRAME = 4096
+"""More than what stands around a prompt in Redis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,68 +81,153 @@ class BadLine:
     reason: str
 
 
-Parse = Callable[[bytes], str | Mapping[str, Any]]
-
-
 @contextlib.contextmanager
 def open_prompts(
-    path: Path, settings: ProducerSettings, *, field: str | None = None, options: Mapping[str, Any] | None = None
+    path: Path,
+    settings: ProducerSettings,
+    *,
+    field: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    file_format: Format | None = None,
 ) -> Iterator["Prompts"]:
-    """The prompts of a file; `-` is stdin. `field` of each JSON line is the prompt; `options` go to all jobs.
+    """The prompts of a file; `-` is stdin. `field` names what the prompt is in; `options` go to all jobs.
 
-    Raises OSError.
+    Without `file_format` the suffix tells it, and the first line. Raises OSError, or CommandError for a header without
+    prompts.
     """
     with _open_twice_readable(path) as file:
-        yield Prompts(file, _parser(file, path, field), settings, options or {})
+        chosen = file_format or _format_of(file, path, field)
+        if field is not None and chosen in (Format.TEXT, Format.OPENAI):
+            raise CommandError(f"--field is for JSON lines and CSV, not for --format {chosen}")
+        yield Prompts(file, chosen, field, settings, options or {})
 
 
 class Prompts:
     """What a file holds. Iterating reads it again from its start and gives the same ids."""
 
-    def __init__(self, file: BinaryIO, parse: Parse, settings: ProducerSettings, options: Mapping[str, Any]) -> None:
-        self._file = file
-        self._parse = parse
+    def __init__(
+        self,
+        file: BinaryIO,
+        file_format: Format,
+        field: str | None,
+        settings: ProducerSettings,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.format = file_format
+        self._longest = settings.max_payload * _ESCAPES
+        self._read = _reader(file, file_format, field, self._longest)
         self._settings = settings
         self._options = options
 
     def __iter__(self) -> Iterator[PromptLine | BadLine]:
-        names = _Names()
-        longest = self._settings.max_payload * _ESCAPES
-        for number, line in _lines(self._file, longest):
+        names = self._new_names()
+
+        def named(job: PromptJob, _: int) -> PromptJob:
+            digest = entry_of(job, self._settings).digest
+            return job.model_copy(update={"id": names.name(job, digest)})
+
+        return self._jobs(named)
+
+    def check(self) -> Iterator[PromptLine | BadLine]:
+        """Like iterating, but without ids of our own: only what is needed to find every bad line."""
+        names = self._new_names()
+
+        def checked(job: PromptJob, size: int) -> PromptJob:
+            names.claim(job)
+            if size * _ESCAPES + _FRAME > self._settings.max_payload:
+                entry_of(job, self._settings)  # says whether it is too large
+            return job
+
+        return self._jobs(checked)
+
+    def _jobs(self, finish: Callable[[PromptJob, int], PromptJob]) -> Iterator[PromptLine | BadLine]:
+        """Every line; `finish` gets each job, and the size of its line in bytes."""
+        for number, size, said in self._read():
             try:
-                job = self._job(line, names, longest)
+                yield PromptLine(number, finish(self._job(said), size))
             except InvalidJob as error:
                 yield BadLine(number, f"{error.field}: {error.reason}")
             except InvalidPayload as error:
                 yield BadLine(number, str(error))
-            else:
-                yield PromptLine(number, job)
 
-    def _job(self, line: bytes, names: "_Names", longest: int) -> PromptJob:
-        if len(line) >= longest:
-            raise InvalidPayload(f"is longer than {longest} bytes")
-        job = job_of(self._parse(line), self._options)
-        digest = entry_of(job, self._settings).digest
-        return job.model_copy(update={"id": names.name(job, digest)})
+    def _job(self, said: Fields | InvalidPayload) -> PromptJob:
+        if isinstance(said, InvalidPayload):
+            raise said
+        return job_of(said, self._options)
+
+    def _new_names(self) -> "_Names":
+        return _Names(each_custom_id_once=self.format is Format.OPENAI)
 
 
 class _Names:
-    """Ids for the jobs of one reading: the digest of the request and, from the second on, which occurrence it is."""
+    """Ids for the jobs of one reading.
 
-    def __init__(self) -> None:
+    A job without one is called by a hash of its request, and of its custom_id and its group if it has them, so that
+    the same request under another name is another job; from the second on, which occurrence it is.
+    """
+
+    def __init__(self, *, each_custom_id_once: bool) -> None:
         self._occurrences: Counter[int] = Counter()
-        self._chosen: set[str] = set()
+        self._claimed: set[str] = set()
+        self._each_custom_id_once = each_custom_id_once
+
+    def claim(self, job: PromptJob) -> None:
+        """Raises InvalidJob if an earlier line took what may be taken once."""
+        if job.id is not None:
+            self._claim("id", job.id)
+        elif self._each_custom_id_once:
+            self._claim(CUSTOM_ID, job.metadata[CUSTOM_ID])
+
+    def _claim(self, field: str, name: str) -> None:
+        if name in self._claimed:
+            raise InvalidJob(field, "stands on an earlier line too")
+        self._claimed.add(name)
 
     def name(self, job: PromptJob, digest: str) -> str:
+        """Its id. `digest`: of its request. Raises InvalidJob as `claim`."""
+        self.claim(job)
         if job.id is not None:
-            if job.id in self._chosen:
-                raise InvalidJob("id", "stands on an earlier line too")
-            self._chosen.add(job.id)
             return job.id
+        custom_id = job.metadata.get(CUSTOM_ID)
+        if custom_id is not None or job.group is not None:
+            whole = codec.dumps([digest, custom_id, job.group])
+            digest = hashlib.blake2b(whole, digest_size=16).hexdigest()
         key = int(digest[:16], 16)  # a third of the memory of the text
         self._occurrences[key] += 1
         occurrence = self._occurrences[key]
         return digest[:20] if occurrence == 1 else f"{digest[:20]}-{occurrence}"
+
+
+def _reader(file: BinaryIO, file_format: Format, field: str | None, longest: int) -> Callable[[], Iterator[Parsed]]:
+    """What reads the file from its start, line by line."""
+    if file_format is Format.CSV:
+        return partial(find_table(file, longest, field).parse_rows, file, longest)
+    parse = parse_field(field) if field is not None else _PARSERS[file_format]
+    return partial(parse_lines, file, longest, parse)
+
+
+def _format_of(file: BinaryIO, path: Path, field: str | None) -> Format:
+    suffix = path.suffix.lower()
+    if suffix in _TABLE_SUFFIXES:
+        return Format.CSV
+    if suffix == ".txt" and field is None:
+        return Format.TEXT
+    first = next((line.strip() for _, line in lines(file, 1 << 20)), b"")
+    if suffix in _JSON_SUFFIXES or first.startswith(b"{"):
+        return Format.OPENAI if field is None and _is_batch_request(first) else Format.JSONL
+    if looks_like_header(first, field):
+        return Format.CSV
+    return Format.TEXT if field is None else Format.JSONL
+
+
+def _is_batch_request(line: bytes) -> bool:
+    try:
+        said = pydantic_core.from_json(line, allow_partial=True)
+    except ValueError:
+        return False
+    return (
+        isinstance(said, dict) and bool({"body", CUSTOM_ID} & said.keys()) and not {"prompt", "messages"} & said.keys()
+    )
 
 
 @contextlib.contextmanager
@@ -128,65 +248,3 @@ def _opened(path: Path) -> BinaryIO:
     except OSError as error:
         error.add_note("give a file with a prompt a line, or - for stdin")
         raise
-
-
-def _lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers; of longer ones the first `longest` bytes."""
-    file.seek(0)
-    number = 0
-    while line := file.readline(longest):
-        number += 1
-        rest = line
-        while len(rest) == longest and not rest.endswith(b"\n"):
-            rest = file.readline(longest)
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if not line.isspace() and line:
-            yield number, line
-
-
-def _parser(file: BinaryIO, path: Path, field: str | None) -> Parse:
-    if field is not None:
-        return _picking(field)
-    suffix = path.suffix.lower()
-    if suffix in _JSON_SUFFIXES:
-        return _json
-    first = next((line for _, line in _lines(file, 4096)), b"")
-    return _json if suffix != ".txt" and first.lstrip().startswith(b"{") else _text
-
-
-def _text(line: bytes) -> str:
-    try:
-        return line.decode().strip()
-    except UnicodeDecodeError:
-        raise InvalidPayload("is not UTF-8") from None
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    _text(line)
-    try:
-        return codec.decode(line.strip())
-    except InvalidPayload as error:
-        raise InvalidPayload(str(error).replace(" at line 1 column ", " at column ")) from None
-
-
-def _json(line: bytes) -> dict[str, Any]:
-    fields = _object(line)
-    if "prompt" not in fields and "messages" not in fields:
-        raise InvalidPayload(f"has neither prompt nor messages; --field takes another field ({_names_of(fields)})")
-    return fields
-
-
-def _picking(field: str) -> Parse:
-    def parse(line: bytes) -> dict[str, Any]:
-        fields = _object(line)
-        if field not in fields:
-            raise InvalidPayload(f"has no field {field!r} ({_names_of(fields)})")
-        return {"prompt": fields[field]}
-
-    return parse
-
-
-def _names_of(fields: Mapping[str, Any]) -> str:
-    names = [name[:40] for name in fields]
-    return "it has " + (", ".join(names[:_SHOWN_FIELDS]) + (", ..." if len(names) > _SHOWN_FIELDS else "") or "none")

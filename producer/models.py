@@ -283,7 +283,11 @@ class JobResult(_Read):
 
 
 class LaneStats(_Read):
-    """What waits and runs in one lane. `running` counts the calls in flight of the lane's model."""
+    """What waits and runs in one lane. `running` counts the calls in flight of the lane's model.
+
+    `stalled`: those of them whose lease ran out and that nobody has taken over. `waiting_since`: when the jobs that are
+    next in their bands were enqueued, the earliest of them.
+    """
 
     lane: str
     high: int
@@ -291,6 +295,8 @@ class LaneStats(_Read):
     low: int
     delayed: int
     running: int
+    stalled: int = 0
+    waiting_since: datetime | None = None
     paused_until: datetime | None = None
     pause_reason: ErrorCode | None = None
 

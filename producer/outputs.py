@@ -1,45 +1,61 @@
-"""What commands print: results for a file, a pipe or a person's screen, and the table of lanes."""
+"""Where results go, and as what: JSON lines or OpenAI's Batch lines for a file or a pipe, short lines for a person."""
 
 import contextlib
 import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, Final
 
-import pydantic_core
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from promptq.producer.console import CommandError, note, one_line, say
-from promptq.producer.models import JobResult, JobStatus, LaneStats, QueueStats, Usage
+from promptq.producer import openai_batch
+from promptq.producer.console import CommandError, one_line, say
+from promptq.producer.models import JobResult, JobStatus, Usage
 
 STDOUT: Final = Path("-")
-_PIPE_WIDTH = 200
 
-Take = Callable[[int, JobResult], None]
-"""Gets each result with the number of its input line, as soon as there is one."""
+Take = Callable[[int | None, JobResult], None]
+"""Gets each result with the number of its input line, if it has one, as soon as there is one."""
 
 
-def json_line(number: int, result: JobResult) -> str:
+class OutputFormat(StrEnum):
+    """As what results are written."""
+
+    JSONL = "jsonl"
+    OPENAI = "openai"
+
+
+def json_line(number: int | None, result: JobResult) -> str:
     """The whole result as one line of JSON, with the number of its input line."""
-    return pydantic_core.to_json({"line": number, **result.model_dump()}).decode() + "\n"
+    text = result.model_dump_json()
+    return f"{text}\n" if number is None else f'{{"line":{number},{text[1:]}\n'
 
 
 @contextlib.contextmanager
-def open_output(path: Path | None) -> Iterator[Take]:
-    """Where results go: JSON lines to a file or a pipe, short lines to a terminal. Raises OSError."""
+def open_output(
+    path: Path | None, output_format: OutputFormat = OutputFormat.JSONL, *, for_people: bool = True
+) -> Iterator[Take]:
+    """Where results go: lines of that format to a file or a pipe; for people, short lines to a terminal.
+
+    Raises OSError, or CommandError if another run writes the file.
+    """
+    line = json_line if output_format is OutputFormat.JSONL else _openai_line
     if path is not None and path != STDOUT:
         with _whole_file(path) as file:
-            yield lambda number, result: _write(file, json_line(number, result))
-    elif path is None and sys.stdout.isatty():
+            yield lambda number, result: _write(file, line(number, result))
+    elif path is None and for_people and sys.stdout.isatty():
         yield show
     else:
-        yield lambda number, result: say(json_line(number, result))
+        yield lambda number, result: say(line(number, result))
+
+
+def _openai_line(_: int | None, result: JobResult) -> str:
+    return openai_batch.output_line(result)
 
 
 def partial(path: Path) -> Path:
@@ -97,9 +113,9 @@ def _write(file: IO[str], line: str) -> None:
     file.flush()
 
 
-def show(number: int, result: JobResult) -> None:
+def show(number: int | None, result: JobResult) -> None:
     """One line for a person, cut to the width of the terminal."""
-    line = Text(f"{number:>4}  ", style="dim").append(f"{result.id}  ")
+    line = Text("" if number is None else f"{number:>4}  ", style="dim").append(f"{result.id}  ")
     if result.status is JobStatus.SUCCEEDED:
         line.append(one_line(result.content), style="not dim")
     else:
@@ -149,33 +165,3 @@ def refuse_overwriting(source: Path, output: Path) -> None:
     for written in (output, partial(output)):
         if source.exists() and written.exists() and source.samefile(written):
             raise CommandError(f"{written} holds the prompts; name another file for the results")
-
-
-def show_lanes(stats: QueueStats, now: datetime) -> None:
-    """The table of lanes on stdout, and what else there is to know on stderr."""
-    if stats.lanes:
-        screen = Console(highlight=False, markup=False)
-        screen.print(lanes_table(stats, now), width=screen.width if screen.is_terminal else _PIPE_WIDTH)
-    else:
-        note("nothing waits and nothing runs")
-    if stats.failed:
-        note(f"failed, and still kept: {stats.failed:,}", style="dim")
-
-
-def lanes_table(stats: QueueStats, now: datetime) -> Table:
-    """One row a lane: how many wait in each band, how many run, whether it is paused and why."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("model", no_wrap=True)
-    for name in ("high", "normal", "low", "delayed", "running"):
-        table.add_column(name, justify="right")
-    table.add_column("paused")
-    for lane in stats.lanes:
-        counts = (lane.high, lane.normal, lane.low, lane.delayed, lane.running)
-        table.add_row(lane.lane, *(f"{count:,}" for count in counts), _pause(lane, now))
-    return table
-
-
-def _pause(lane: LaneStats, now: datetime) -> str:
-    if lane.paused_until is None or lane.paused_until <= now:
-        return ""
-    return f"{(lane.paused_until - now).total_seconds():.0f} s: {lane.pause_reason or 'no reason given'}"

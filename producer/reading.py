@@ -3,8 +3,8 @@
 One transaction a read, so that nothing is seen half-written.
 """
 
-import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import pydantic_core
@@ -17,7 +17,7 @@ from promptq.producer.models import Band, GroupCounts, JobResult, JobStatus, Lan
 _ATTEMPT = b"attempt:"
 _RUNNABLE = [(band << 38, f"({(band + 1) << 38}") for band in Band]
 _NOT_BEFORE = 1 << 40
-_ROW = 7
+_ROW = 8
 
 
 async def read_status(redis: Redis, job_id: str) -> JobStatus:
@@ -111,28 +111,51 @@ def _group_counts(name: str, counters: Mapping[bytes, bytes]) -> GroupCounts:
 
 
 async def read_stats(redis: Redis) -> QueueStats:
-    """Counts by lane, without touching a job."""
-    lanes = sorted(lane.decode() for lane in await redis.zrange(keys.LANES, 0, -1))
+    """Counts by lane; of the jobs only those that are next are looked at."""
     async with redis.pipeline(transaction=True) as pipe:
-        pipe.zcount(keys.FAILED, round(time.time() * 1000), "+inf")
+        pipe.zrange(keys.LANES, 0, -1)
+        pipe.time()
+        names, (seconds, _) = await pipe.execute()
+    lanes, now = sorted(name.decode() for name in names), seconds * 1000
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.zcount(keys.FAILED, now, "+inf")
         for lane in lanes:
             for low, high in _RUNNABLE:
                 pipe.zcount(keys.lane(lane), low, high)
             pipe.zcount(keys.lane(lane), _NOT_BEFORE, "+inf")
             pipe.zcard(keys.running(lane))
+            pipe.zcount(keys.running(lane), "-inf", now)
             pipe.hmget(keys.meter(lane), ["until", "reason"])
             pipe.zinter([keys.lane(keys.INTAKE), keys.running(lane)])
         failed, *replies = await pipe.execute()
     rows = [replies[start : start + _ROW] for start in range(0, len(replies), _ROW)]
     adopted = {lane: len(row[-1]) for lane, row in zip(lanes, rows, strict=True)}
-    return QueueStats(
-        lanes=tuple(_lane_stats(lane, row, adopted) for lane, row in zip(lanes, rows, strict=True)), failed=failed
-    )
+    since = await _waiting_since(redis, lanes)
+    stats = (_lane_stats(lane, row, adopted, since[lane]) for lane, row in zip(lanes, rows, strict=True))
+    return QueueStats(lanes=tuple(stats), failed=failed)
 
 
-def _lane_stats(lane: str, row: Sequence[Any], adopted: Mapping[str, int]) -> LaneStats:
+async def _waiting_since(redis: Redis, lanes: Sequence[str]) -> dict[str, datetime | None]:
+    """By lane, when the jobs that are next in their bands were enqueued: the earliest."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for lane in lanes:
+            for low, high in _RUNNABLE:
+                pipe.zrangebyscore(keys.lane(lane), low, high, start=0, num=1)
+        heads = await pipe.execute()
+    async with redis.pipeline(transaction=False) as pipe:
+        for head in heads:
+            pipe.hget(keys.ledger(head[0].decode(errors="replace") if head else ""), "enqueued")
+        moments = [moment and from_ms(float(moment)) for moment in await pipe.execute()]
+    bands = len(_RUNNABLE)
+    return {
+        lane: min(filter(None, moments[place * bands : (place + 1) * bands]), default=None)
+        for place, lane in enumerate(lanes)
+    }
+
+
+def _lane_stats(lane: str, row: Sequence[Any], adopted: Mapping[str, int], since: datetime | None) -> LaneStats:
     """`adopted`: by model, the plain arq jobs that run; their leases stand in the intake lane."""
-    high, normal, low, later, running, (until, reason), _ = row
+    high, normal, low, later, running, stalled, (until, reason), _ = row
     leased = sum(adopted.values()) if lane == keys.INTAKE else running - adopted[lane]
     return LaneStats(
         lane=lane,
@@ -141,6 +164,8 @@ def _lane_stats(lane: str, row: Sequence[Any], adopted: Mapping[str, int]) -> La
         low=low,
         delayed=later - leased,
         running=running,
+        stalled=stalled,
+        waiting_since=since,
         paused_until=from_ms(float(until)) if until else None,
         pause_reason=ErrorCode(reason.decode()) if reason else None,
     )

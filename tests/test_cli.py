@@ -107,8 +107,8 @@ async def test_status(promptq: Run, redis_url: str) -> None:
     assert (await promptq("status", job_id)).stdout == "queued\n"
     assert json.loads((await promptq("status", job_id, "--json")).stdout) == {"id": job_id, "status": "queued"}
     header, row = (await promptq("status")).stdout.splitlines()
-    assert header.split() == ["model", "high", "normal", "low", "delayed", "running", "paused"]
-    assert re.fullmatch(r"grok-4 +0 +0 +1 +0 +0 +\d+ s: rate_limited *", row)
+    assert header.split() == ["model", "high", "normal", "low", "waiting", "delayed", "running", "state"]
+    assert re.fullmatch(r"grok-4 +0 +0 +1 +0 s +0 +0 +paused for \d+ d: rate_limited \(more requests .+\) *", row)
 
 
 async def test_cancel(promptq: Run, redis_url: str) -> None:
@@ -129,9 +129,10 @@ async def test_cancel(promptq: Run, redis_url: str) -> None:
         await worker.settle([jobs[running]])
 
 
-async def test_help_tells_the_exit_codes(promptq: Run) -> None:
-    """`promptq --help` documents them."""
-    assert "130 interrupted" in " ".join((await promptq("--help")).stdout.split())
+@pytest.mark.parametrize("command", [(), ("enqueue",), ("group",)])
+async def test_help_tells_the_exit_codes(promptq: Run, command: tuple[str, ...]) -> None:
+    """The help of all, and of each command, documents them."""
+    assert "130 interrupted" in " ".join((await promptq(*command, "--help")).stdout.split())
 
 
 async def test_answers_are_utf8_in_every_locale(promptq: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import redis
 import redis.asyncio
 
 from command import COMMAND, FakeWorker, Run, files, json_lines, one_line, queued, settle_all, subscribers, text, write
-from promptq.producer import JobResult, JobStatus, batch, keys
+from promptq.producer import JobResult, JobStatus, batch, collect, keys
 from promptq.producer.console import CommandError, explain
 from promptq.producer.inputs import BadLine
 from promptq.producer.outputs import open_output
@@ -40,10 +40,8 @@ async def test_another_model_is_another_run(promptq: Run, redis_url: str) -> Non
     after = await promptq("enqueue", file, "--model", "grok-3", "--priority", "high")
     assert before.stdout != after.stdout
     assert queued(redis_url, "grok-3") == 1
-    assert json.loads((await promptq("status", "--json")).stdout)["lanes"][0] == {
-        "lane": "grok-3", "high": 1, "normal": 0, "low": 0, "delayed": 0, "running": 0,
-        "paused_until": None, "pause_reason": None,
-    }  # fmt: skip
+    lane = json.loads((await promptq("status", "--json")).stdout)["lanes"][0]
+    assert (lane["lane"], lane["high"], lane["normal"]) == ("grok-3", 1, 0)
 
 
 async def test_wait_prints_results_with_their_lines(promptq: Run, redis_url: str) -> None:
@@ -83,11 +81,10 @@ async def test_a_result_that_is_gone_does_not_hold_up_the_rest(
     gone = (await promptq("enqueue", file)).stdout.split()[0]
     await settle_all(redis_url)
 
-    async def lose_it(*args: Any, **kwargs: Any) -> batch.Tickets:
-        tickets = await enqueue(*args, **kwargs)
+    async def lose_it(*args: Any) -> None:
+        await enqueue(*args)
         with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
             client.delete(keys.ledger(gone), keys.result(gone))
-        return tickets
 
     enqueue = batch.enqueue
     monkeypatch.setattr(batch, "enqueue", lose_it)
@@ -101,7 +98,7 @@ async def test_many_jobs_are_watched_a_few_at_a_time(
     promptq: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With room to wait for fewer jobs than there are, each still gives its result once."""
-    monkeypatch.setattr(batch, "WATCHED", 250)
+    monkeypatch.setattr(collect, "WATCHED", 250)
     file = write("p.txt", *(f"prompt {number}" for number in range(600)))
     assert len((await promptq("enqueue", file)).stdout.split()) == 600
     assert await settle_all(redis_url) == 600
@@ -169,8 +166,8 @@ async def test_a_taken_id_is_found_on_its_line(promptq: Run) -> None:
 async def test_nobody_works(promptq: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits while no job runs is told to start a worker, and still gets the answers."""
     said: list[str] = []
-    monkeypatch.setattr(batch, "REMARK_AFTER", 0.05)
-    monkeypatch.setattr(batch, "note", lambda text, **_: said.append(text))
+    monkeypatch.setattr(collect, "REMARK_AFTER", 0.05)
+    monkeypatch.setattr(collect, "note", lambda text, **_: said.append(text))
     waiting = asyncio.ensure_future(promptq("enqueue", "-", "--wait", stdin="one\n"))
     await wait_until(lambda: said == ["no job is running: start a worker with `promptq worker`"])
     await settle_all(redis_url)

@@ -3,19 +3,18 @@ import json
 import os
 import threading
 import tracemalloc
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from promptq.producer.inputs import STDIN, BadLine, PromptLine, open_prompts
-from promptq.producer.models import PromptJob
+from prompt_files import Write, asked, bad, jobs, read, write_file
+from promptq.producer.console import CommandError
+from promptq.producer.inputs import STDIN, BadLine, Format, PromptLine, open_prompts
 from promptq.producer.settings import ProducerSettings
 
 pytestmark = pytest.mark.producer
-
-Write = Callable[..., Path]
 
 HI = '{"role": "user", "content": "Hi"}'
 
@@ -23,40 +22,7 @@ HI = '{"role": "user", "content": "Hi"}'
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
     """Writes a file of prompts."""
-
-    def write(content: str | bytes, name: str = "prompts") -> Path:
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return write
-
-
-def read(
-    path: Path, *, field: str | None = None, settings: ProducerSettings | None = None, **options: Any
-) -> list[PromptLine | BadLine]:
-    """Everything in a file, read twice as `enqueue` does; both readings are the same."""
-    with open_prompts(path, settings or ProducerSettings(), field=field, options=options) as prompts:
-        first, second = list(prompts), list(prompts)
-    assert first == second
-    return first
-
-
-def jobs(path: Path, **options: Any) -> list[PromptJob]:
-    """The jobs in a file without bad lines."""
-    lines = read(path, **options)
-    assert not [line for line in lines if isinstance(line, BadLine)]
-    return [line.job for line in lines if isinstance(line, PromptLine)]
-
-
-def bad(path: Path, **options: Any) -> list[tuple[int, str]]:
-    """The bad lines in a file."""
-    return [(line.number, line.reason) for line in read(path, **options) if isinstance(line, BadLine)]
-
-
-def asked(path: Path, **options: Any) -> list[str]:
-    """What each job in a file asks."""
-    return [job.messages[-1].content for job in jobs(path, **options)]
+    return partial(write_file, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -179,12 +145,55 @@ def test_delivery_is_not_part_of_the_id(write: Write, change: dict[str, Any]) ->
     assert before.id == after.id
 
 
+def test_the_custom_id_and_the_group_are_part_of_the_id(write: Write) -> None:
+    """The same request is a job of its own under each custom_id and in each group, and the same one again there."""
+    path = write('{"prompt": "a", "metadata": {"custom_id": "x"}}\n{"prompt": "a"}', "p.jsonl")
+    ids = [[job.id for job in jobs(path, group=group)] for group in (None, "run-1", "run-2")]
+    assert len({job_id for some in ids for job_id in some}) == 6
+    assert [job.id for job in jobs(path, group="run-1")] == ids[1]
+
+
 def test_an_id_stands_once(write: Write) -> None:
     """A line's own id is kept; the second line that has it is bad, since it would not be a job of its own."""
     line = '{"prompt": "a", "id": "mine"}\n'
     path = write(line * 2, "p.jsonl")
     assert bad(path) == [(2, "id: stands on an earlier line too")]
     assert [line.job.id for line in read(path) if isinstance(line, PromptLine)] == ["mine"]
+
+
+REQUEST = json.dumps({"body": {"messages": [json.loads(HI)]}, "custom_id": "a", "url": "/v1/chat/completions"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("p.csv", "prompt\nHi", Format.CSV),
+        ("p.TSV", "prompt\tid\nHi\t1", Format.CSV),
+        ("p", "id;prompt\n1;Hi", Format.CSV),
+        ("p", "prompt, please answer\n", Format.TEXT),
+        ("p", "prompt\nHi", Format.TEXT),
+        ("p.txt", "prompt,id\nHi,1", Format.TEXT),
+        ("p", HI, Format.JSONL),
+        ("p.jsonl", '{"prompt": "Hi", "metadata": {"custom_id": "a", "body": "b"}}', Format.JSONL),
+        ("p.jsonl", f"\n{REQUEST}", Format.OPENAI),
+        ("p", REQUEST, Format.OPENAI),
+        ("p.jsonl", REQUEST.replace('"custom_id": "a", ', ""), Format.OPENAI),
+        ("p.jsonl", "{broken", Format.JSONL),
+    ],
+)
+def test_the_format_is_found(write: Write, name: str, content: str, found: Format) -> None:
+    """By the suffix and the first line; a text that only looks a little like a table stays text."""
+    with open_prompts(write(content, name), ProducerSettings()) as prompts:
+        assert prompts.format is found
+
+
+def test_the_format_can_be_said(write: Write) -> None:
+    """What is said goes over what the file looks like."""
+    path = write("prompt,id\nHi,1\n", "p.txt")
+    assert asked(path) == ["prompt,id", "Hi,1"]
+    assert [job.id for job in jobs(path, file_format=Format.CSV)] == ["1"]
+    with pytest.raises(CommandError, match="--field is for JSON lines and CSV, not for --format openai"):
+        read(path, file_format=Format.OPENAI, field="prompt")
 
 
 def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
