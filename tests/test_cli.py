@@ -5,13 +5,17 @@ import pty
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import redis
 import redis.asyncio
+from rich.console import Console
 
-from command import COMMAND, FakeWorker, Run, files, one_line, settle_all, text, write
-from promptq.producer import keys
+from command import COMMAND, FakeWorker, Run, files, json_lines, one_line, settle_all, text, write
+from promptq.producer import LaneStats, QueueStats, keys
+from promptq.producer.commands.status import lanes_table
 
 pytest_plugins = ["command_fixture"]
 pytestmark = pytest.mark.producer
@@ -111,6 +115,50 @@ async def test_status(promptq: Run, redis_url: str) -> None:
     assert re.fullmatch(r"grok-4 +0 +0 +1 +0 s +0 +0 +paused for \d+ d: rate_limited \(more requests .+\) *", row)
 
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LANE = LaneStats(lane="grok-4", high=0, normal=5, low=0, delayed=0, running=0, waiting_since=NOW - timedelta(minutes=3))
+
+
+@pytest.mark.parametrize(
+    ("lane", "said"),
+    [
+        ({}, "no worker takes them; start one with `promptq worker`"),
+        ({"waiting_since": NOW}, "waiting"),
+        ({"normal": 0, "waiting_since": None, "delayed": 2}, "delayed"),
+        ({"running": 3, "stalled": 1}, "running"),
+        ({"running": 3, "stalled": 3}, "its workers are gone; start one with `promptq worker`"),
+        ({"paused_until": NOW + timedelta(seconds=30), "pause_reason": "bad_key"}, "paused for 30 s: bad_key (the API"),
+        ({"paused_until": NOW, "pause_reason": "no_credit"}, "one job tries whether the pause may end: no_credit ("),
+        ({"paused_until": NOW + timedelta(hours=3)}, "paused for 3 h: no reason given"),
+    ],
+)
+def test_status_says_why(lane: dict[str, Any], said: str) -> None:
+    """What keeps the jobs of a model from running, and what to do."""
+    stats = QueueStats(lanes=(LaneStats.model_validate(LANE.model_dump() | lane),), failed=0)
+    screen = Console(width=200)
+    with screen.capture() as captured:
+        screen.print(lanes_table(stats, NOW))
+    _, row = captured.get().splitlines()
+    assert said in row
+
+
+async def test_status_sees_the_oldest_and_the_abandoned(promptq: Run, redis_url: str) -> None:
+    """How long the next job has waited, and jobs whose workers are gone, are read from Redis."""
+    await promptq("enqueue", "-", stdin="one\ntwo\n")
+    async with FakeWorker(redis_url) as worker:
+        jobs = await worker.claim()
+        await promptq("enqueue", "-", stdin="three\n")
+        [lane] = json.loads((await promptq("status", "--json")).stdout)["lanes"]
+        age = datetime.now(UTC) - datetime.fromisoformat(lane["waiting_since"])
+        assert (lane["running"], lane["stalled"], lane["normal"]) == (2, 0, 1)
+        assert timedelta(0) <= age < timedelta(seconds=60)
+        with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
+            client.zadd(keys.running("grok-4"), {jobs[0].id: 1})
+        [lane] = json.loads((await promptq("status", "--json")).stdout)["lanes"]
+        assert lane["stalled"] == 1
+        await worker.settle(jobs)
+
+
 async def test_cancel(promptq: Run, redis_url: str) -> None:
     """Each id gets its word; unknown ones do not keep the others from being cancelled, and exit with 4."""
     ended, running = (await promptq("enqueue", "-", stdin="one\ntwo\n")).stdout.split()
@@ -127,6 +175,18 @@ async def test_cancel(promptq: Run, redis_url: str) -> None:
         ]
         assert "no job 'nobody'" in one_line(run.stderr)
         await worker.settle([jobs[running]])
+
+
+async def test_cancel_as_json(promptq: Run) -> None:
+    """One object an id, of no job too."""
+    [job_id] = (await promptq("enqueue", "-", stdin="one\n")).stdout.split()
+    run = await promptq("cancel", "--json", job_id, "nobody", job_id)
+    assert run.exit_code == 4
+    assert json_lines(run.stdout) == [
+        {"id": job_id, "status": "cancelled", "cancelled": True},
+        {"id": "nobody", "status": None, "cancelled": False},
+        {"id": job_id, "status": "cancelled", "cancelled": False},
+    ]
 
 
 @pytest.mark.parametrize("command", [(), ("enqueue",), ("group",)])

@@ -128,6 +128,91 @@ async def test_skip_bad_enqueues_the_others(promptq: Run, redis_url: str) -> Non
     assert queued(redis_url) == 1
 
 
+def request(custom_id: str, prompt: str, **body: Any) -> str:
+    """A line of OpenAI's Batch."""
+    body |= {"model": "grok-4", "messages": [{"role": "user", "content": prompt}]}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body})
+
+
+async def test_openai_in_openai_out(promptq: Run, redis_url: str) -> None:
+    """Batch lines give Batch output lines, errors too; what the file's lines are called is what its results are."""
+    file = write("batch.jsonl", request("a", "one"), request("b", "fail"))
+    await promptq("enqueue", file)
+    await settle_all(redis_url)
+    run = await promptq("enqueue", file, "--output", "out.jsonl")
+    assert run.exit_code == 1
+    lines = {line["custom_id"]: line for line in json_lines(text("out.jsonl"))}
+    assert lines["a"]["response"]["body"]["choices"][0]["message"]["content"] == "ONE"
+    assert lines["b"]["response"]["body"]["error"]["code"] == "moderated"
+    ours = await promptq("enqueue", file, "--wait", "--output-format", "jsonl")
+    assert {result["line"]: result["metadata"] for result in json_lines(ours.stdout)} == {
+        1: {"custom_id": "a"},
+        2: {"custom_id": "b"},
+    }
+
+
+async def test_unsupported_requests_refuse_the_file(promptq: Run, redis_url: str) -> None:
+    """By number and field, like every bad line."""
+    run = await promptq("enqueue", write("batch.jsonl", request("a", "one"), request("b", "two", n=2)))
+    assert (run.exit_code, queued(redis_url)) == (2, 0)
+    assert run.stderr.startswith("line 2: body.n: not supported; leave it out\n")
+
+
+async def test_a_table(promptq: Run, redis_url: str) -> None:
+    """A CSV file on stdin, and the number of each row's first line with its result."""
+    table = 'id,prompt,row\nmine,"one\nand more",x\n,two,y\n'
+    run = await promptq("enqueue", "-", "--format", "csv", stdin=table)
+    assert run.stdout.startswith("mine\n")
+    await settle_all(redis_url)
+    results = json_lines((await promptq("enqueue", "-", "--format", "csv", "--wait", stdin=table)).stdout)
+    assert {result["line"]: (result["content"], result["metadata"]) for result in results} == {
+        2: ("ONE\nAND MORE", {"row": "x"}),
+        4: ("TWO", {"row": "y"}),
+    }
+
+
+async def test_a_header_without_prompts(promptq: Run, redis_url: str) -> None:
+    """One line says which columns there are."""
+    run = await promptq("enqueue", write("p.csv", "question,answer", "Why?,42"))
+    assert run.exit_code == 2
+    assert "no column 'prompt' (it has question, answer)" in one_line(run.stderr)
+
+
+async def test_input_order(promptq: Run, redis_url: str) -> None:
+    """With --order input results stand in the order of the lines, whatever ended first."""
+    file = write("p.txt", "one", "two", "three")
+    ids = (await promptq("enqueue", file)).stdout.split()
+    async with FakeWorker(redis_url) as worker:
+        jobs = {job.id: job for job in await worker.claim()}
+        for job_id in reversed(ids):
+            await worker.settle([jobs[job_id]])
+    run = await promptq("enqueue", file, "--wait", "--order", "input")
+    assert [result["line"] for result in json_lines(run.stdout)] == [1, 2, 3]
+
+
+async def test_a_group_is_a_run_of_its_own(promptq: Run, redis_url: str) -> None:
+    """The same file and name find the same jobs; another name runs it again; without one it is as it was."""
+    file = write("p.txt", "one", "two")
+    runs = [await promptq("enqueue", file, *group) for group in ([], ["--group", "a"], ["--group", "b"])]
+    assert len({job_id for run in runs for job_id in run.stdout.split()}) == 6
+    assert (await promptq("enqueue", file, "--group", "a")).stdout == runs[1].stdout
+    assert queued(redis_url) == 6
+
+
+async def test_json(promptq: Run, redis_url: str) -> None:
+    """With --json a handle a line; with --wait the results; with a file for those, one object of totals."""
+    file = write("p.txt", "one", "", "two")
+    first, second = json_lines((await promptq("enqueue", file, "--json")).stdout)
+    assert first.keys() == {"line", "id", "created", "status"}
+    assert (second["line"], second["created"], second["status"]) == (3, True, "queued")
+    await settle_all(redis_url)
+    results = json_lines((await promptq("enqueue", file, "--wait", "--json")).stdout)
+    assert {result["content"] for result in results} == {"ONE", "TWO"}
+    [totals] = json_lines((await promptq("enqueue", file, "--output", "out.jsonl", "--json")).stdout)
+    assert totals.items() >= {"jobs": 2, "created": 0, "known": 2, "succeeded": 2, "output": "out.jsonl"}.items()
+    assert (totals["usage"]["total_tokens"], totals["skipped"], totals["gone"]) == (14, 0, 0)
+
+
 async def test_a_full_lane(promptq: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 3, how far it came, and that the same command goes on from there."""
     monkeypatch.setenv("PROMPTQ_MAX_QUEUED", "300")

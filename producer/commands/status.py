@@ -50,14 +50,14 @@ def _show(stats: QueueStats, now: datetime) -> None:
     """The table of lanes on stdout, and what else there is to know on stderr."""
     if stats.lanes:
         width = None if sys.stdout.isatty() else _PIPE_WIDTH
-        Console(highlight=False, markup=False, width=width).print(_table(stats, now))
+        Console(highlight=False, markup=False, width=width).print(lanes_table(stats, now))
     else:
         note("nothing waits and nothing runs")
     if stats.failed:
         note(f"failed, and still kept: {stats.failed:,}", style="dim")
 
 
-def _table(stats: QueueStats, now: datetime) -> Table:
+def lanes_table(stats: QueueStats, now: datetime) -> Table:
     """One row a lane: how many wait in each band and how long the next has, how many run, and what holds it up."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", no_wrap=True)
