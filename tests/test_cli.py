@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,6 +233,22 @@ async def test_on_a_terminal(promptq: Run, redis_url: str) -> None:
     assert any(re.fullmatch(r" +2  \w{20}  moderated: no such thing", line) for line in lines)
     assert any(line.startswith("0 accepted, 2 already there, ") for line in lines)
     assert "waiting" in screen
+
+
+@pytest.mark.parametrize("change", [{}, {"NO_COLOR": "1"}])
+def test_colours_are_for_a_terminal_that_wants_them(tmp_path: Path, change: dict[str, str]) -> None:
+    """An error is red on a terminal; with NO_COLOR, and in a pipe, it is as it is."""
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"}
+    command = [*COMMAND, "enqueue", str(tmp_path / "nowhere")]
+    ours, theirs = pty.openpty()
+    subprocess.run(command, stderr=theirs, env=environment | change, check=False)
+    screen = os.read(ours, 10_000)
+    os.close(ours)
+    os.close(theirs)
+    assert (b"\x1b[" in screen) is (not change)
+    piped = subprocess.run(command, stderr=subprocess.PIPE, env=environment | change, check=False)
+    assert piped.stderr.startswith(b"promptq: ")
+    assert b"\x1b" not in piped.stderr
 
 
 def test_the_commands_need_no_worker() -> None:

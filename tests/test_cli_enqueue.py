@@ -259,10 +259,11 @@ async def test_nobody_works(promptq: Run, redis_url: str, monkeypatch: pytest.Mo
     assert [result["content"] for result in json_lines((await waiting).stdout)] == ["ONE"]
 
 
-async def test_interrupted_and_run_again(promptq: Run, redis_url: str) -> None:
+@pytest.mark.parametrize("options", [(), ("--group", "run-42"), ("--order", "input")])
+async def test_interrupted_and_run_again(promptq: Run, redis_url: str, options: tuple[str, ...]) -> None:
     """Ctrl-C while waiting: exit code 130, how to go on, an older file stays until the new one is whole."""
     write("out.jsonl", "older")
-    command = (*COMMAND, "enqueue", write("p.txt", "one", "two", "three"), "--output", "out.jsonl")
+    command = (*COMMAND, "enqueue", write("p.txt", "one", "two", "three"), "--output", "out.jsonl", *options)
     process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE)
     await wait_until(lambda: queued(redis_url) == 3, message="the jobs are queued")
     async with FakeWorker(redis_url) as worker:
@@ -286,6 +287,25 @@ async def test_interrupted_and_run_again(promptq: Run, redis_url: str) -> None:
     assert stderr.startswith(b"0 accepted, 3 already there, 3 succeeded, 21 tokens, ")
     assert {result["content"] for result in json_lines(text("out.jsonl"))} == {"ONE", "TWO", "THREE"}
     assert files() == ["out.jsonl", "p.txt"]
+
+
+async def test_interrupted_while_enqueueing(promptq: Run, redis_url: str) -> None:
+    """Ctrl-C in the middle of a file: how far it came; the same command enqueues the rest, and nothing twice."""
+    lines = 20_000
+    command = (*COMMAND, "enqueue", write("p.txt", *map(str, range(lines))), "--group", "run-42")
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    await wait_until(lambda: queued(redis_url) > 0, interval=0.001)
+    process.send_signal(signal.SIGINT)
+    _, stderr = await process.communicate()
+    assert process.returncode == 130
+    there = queued(redis_url)
+    assert 0 < there < lines
+    assert "the same command enqueues the rest" in one_line(stderr.decode())
+    rest = await promptq("enqueue", "p.txt", "--group", "run-42")
+    assert rest.stderr.startswith(f"{lines - there:,} accepted, {there:,} already there, ")
+    assert json.loads((await promptq("group", "run-42", "--json")).stdout)["total"] == lines
+    with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
+        client.flushall()
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:

@@ -9,13 +9,18 @@ from typing import Annotated, Any, TypeVar
 
 import pydantic_core
 import typer
+from pydantic import ValidationError
 
 from promptq.producer.console import CommandError, say
+from promptq.producer.errors import PromptqError
 from promptq.producer.outputs import OutputFormat, partial
 from promptq.producer.queue import PromptQueue
 from promptq.producer.settings import ProducerSettings
 
 T = TypeVar("T")
+
+_COMPLETION_TIMEOUT = 0.3
+"""Seconds that a user waits for models after Tab when Redis is away."""
 
 JobId = Annotated[str, typer.Argument(metavar="ID")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -75,9 +80,15 @@ def interrupted(output: Path | None, results: int) -> str:
 def known_models(incomplete: str) -> list[str]:
     """For shell completion: the default model, and those that have jobs just now."""
     try:
-        settings = ProducerSettings().model_copy(update={"redis_timeout": 0.5})
-        names = {settings.default_model}
-        names |= {lane.lane for lane in ask(PromptQueue.stats, None, settings).lanes}
-    except Exception:  # noqa: BLE001 - nothing may be written over the line that a user is typing
+        settings = ProducerSettings().model_copy(update={"redis_timeout": _COMPLETION_TIMEOUT})
+        names = {settings.default_model, *_busy_models(settings)}
+    except ValidationError:  # a wrong setting, which the command itself tells
         return []
     return sorted(name for name in names if name.startswith(incomplete))
+
+
+def _busy_models(settings: ProducerSettings) -> set[str]:
+    try:
+        return {lane.lane for lane in ask(PromptQueue.stats, None, settings).lanes}
+    except (PromptqError, CommandError):
+        return set()

@@ -141,7 +141,8 @@ def _print_handle(number: int, handle: JobHandle) -> None:
 
 def _interrupted(tally: batch.Tally, output: Path | None) -> str:
     if tally.accepted < tally.jobs:
-        return f"interrupted; {tally.accepted:,} of {tally.jobs:,} jobs are in; the same command enqueues the rest"
+        sure = f"at least {tally.accepted:,} of {tally.jobs:,} jobs are in"
+        return f"interrupted; {sure}; the same command enqueues the rest"
     return interrupted(output, tally.ended.total())
 
 
