@@ -1,5 +1,6 @@
 """A whole file into the queue: check every line, then enqueue. Memory does not grow with the prompts."""
 
+import asyncio
 import time
 from array import array
 from collections import Counter
@@ -19,6 +20,8 @@ from promptq.producer.queue import CHUNK_JOBS, JobHandle, PromptQueue
 T = TypeVar("T")
 
 BAD_LINES_SHOWN: Final = 20
+_READ_AT_ONCE: Final = 10
+"""Lines that are read in one step of the loop."""
 
 Accept = Callable[[int, JobHandle], None]
 """Gets each accepted job with the number of its input line."""
@@ -151,21 +154,38 @@ async def enqueue(
     """Accept every job that is not there yet, in the order of the lines. Raises PromptqError with how far it came."""
     tally.started = time.monotonic()
     progress.begin("enqueueing", tally.jobs)
-    for chunk in in_chunks((line for line in lines if isinstance(line, PromptLine)), CHUNK_JOBS):
-        try:
-            handles = await queue.enqueue_many([line.job for line in chunk])
-        except PromptqError as error:
-            tally.created += len(error.accepted)
-            _locate(error, chunk, tally)
-            raise
+    good = (line for line in lines if isinstance(line, PromptLine))
+    chunk = await _read(good)
+    while chunk:
+        handles, following = await asyncio.gather(_send(queue, chunk, tally), _read(good))
         for line, handle in zip(chunk, handles, strict=True):
             accept(line.number, handle)
             tally.created += handle.created
             tally.known += not handle.created
             tally.ended_before += handle.status.is_final
         progress.advance(len(chunk))
+        chunk = following
     if tally.accepted != tally.jobs:
         note("the file changed while it was read; run the same command again", style="yellow")
+
+
+async def _read(lines: Iterator[PromptLine]) -> list[PromptLine]:
+    """The next lines for one call; meanwhile Redis works on the last one."""
+    chunk: list[PromptLine] = []
+    for line in islice(lines, CHUNK_JOBS):
+        chunk.append(line)
+        if not len(chunk) % _READ_AT_ONCE:
+            await asyncio.sleep(0)
+    return chunk
+
+
+async def _send(queue: PromptQueue, chunk: list[PromptLine], tally: Tally) -> list[JobHandle]:
+    try:
+        return await queue.enqueue_many([line.job for line in chunk])
+    except PromptqError as error:
+        tally.created += len(error.accepted)
+        _locate(error, chunk, tally)
+        raise
 
 
 def _locate(error: PromptqError, chunk: list[PromptLine], tally: Tally) -> None:
