@@ -23,7 +23,7 @@ _COMPLETION_TIMEOUT = 0.3
 """Seconds that a user waits for models after Tab when Redis is away."""
 
 JobId = Annotated[str, typer.Argument(metavar="ID")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")]
 Output = Annotated[
     Path | None,
     typer.Option(metavar="OUT.jsonl", help="Wait, and write results here. - is stdout.", show_default=False),
