@@ -70,9 +70,10 @@ def check(job: PromptJob, settings: ProducerSettings, position: int | None = Non
 
     Raises InvalidJob or PayloadTooLarge.
     """
-    texts = sum(len(message.content) for message in job.messages) + sum(map(len, job.stop or ()))
-    most = _MOST_ESCAPED * texts + _MOST_BESIDE * (1 + len(job.messages) + len(job.stop or ()))
-    if job.metadata or most > settings.max_payload:
+    stop, data = job.stop or (), job.metadata
+    texts = sum(len(message.content) for message in job.messages) + sum(map(len, (*stop, *data, *data.values())))
+    most = _MOST_ESCAPED * texts + _MOST_BESIDE * (1 + len(job.messages) + len(stop) + len(data))
+    if most > settings.max_payload:
         entry_of(job, settings, position)
 
 

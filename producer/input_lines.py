@@ -13,8 +13,8 @@ Fields = str | Mapping[str, Any]
 Parse = Callable[[bytes], Fields]
 """One line. Raises InvalidPayload, which never quotes the prompt."""
 
-Parsed = tuple[int, int, Fields | InvalidPayload]
-"""Number of the line, its size in bytes, and what it says or why it says nothing."""
+Parsed = tuple[int, Fields | InvalidPayload]
+"""Number of the line, and what it says or why it says nothing."""
 
 _SHOWN_FIELDS: Final = 10
 
@@ -27,7 +27,7 @@ def parse_lines(file: BinaryIO, longest: int, parse: Parse) -> Iterator[Parsed]:
             said = parse(line) if len(line) < longest else InvalidPayload(f"is longer than {longest} bytes")
         except InvalidPayload as error:
             said = error
-        yield number, len(line), said
+        yield number, said
 
 
 def lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes]]:

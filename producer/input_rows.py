@@ -57,7 +57,7 @@ class Table:
                 said = error
             except csv.Error as error:
                 said = InvalidPayload(_reason(error))
-            yield physical.first, physical.size, said
+            yield physical.first, said
 
     def _fields(self, row: list[str]) -> dict[str, Any]:
         if len(row) != len(self.header):
@@ -127,13 +127,13 @@ class _Lines:
     def __init__(self, file: BinaryIO, longest: int) -> None:
         self._file, self._longest = file, longest
         self._number = 0
+        self._size = 0
         self.first = 1
-        self.size = 0
         file.seek(0)
 
     def begin_row(self) -> None:
         """The next line is the first of a row."""
-        self.first, self.size = self._number + 1, 0
+        self.first, self._size = self._number + 1, 0
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -143,8 +143,8 @@ class _Lines:
         if not line:
             raise StopIteration
         self._number += 1
-        self.size += len(line)
-        if self.size >= self._longest:
+        self._size += len(line)
+        if self._size >= self._longest:
             raise InvalidPayload(f"is longer than {self._longest} bytes; is a quote never closed?")
         text = decoded(line)
         return text.removeprefix("\ufeff") if self._number == 1 else text

@@ -23,7 +23,7 @@ import pydantic_core
 
 from promptq.producer import codec
 from promptq.producer.console import CommandError
-from promptq.producer.entries import entry_of, job_of
+from promptq.producer.entries import check, digest_of, job_of
 from promptq.producer.errors import InvalidJob, InvalidPayload
 from promptq.producer.input_lines import (
     Fields,
@@ -60,9 +60,7 @@ _PARSERS: Final[Mapping[Format, Parse]] = {
     Format.OPENAI: parse_openai,
 }
 _ESCAPES = 6
-"""JSON may take six bytes for what Redis gets as one, and the other way round."""
-_FRAME = 4096
-"""More than what stands around a prompt in Redis."""
+"""JSON may take six bytes for what Redis gets as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +120,8 @@ class Prompts:
     def __iter__(self) -> Iterator[PromptLine | BadLine]:
         names = self._new_names()
 
-        def named(job: PromptJob, _: int) -> PromptJob:
-            digest = entry_of(job, self._settings).digest
-            return job.model_copy(update={"id": names.name(job, digest)})
+        def named(job: PromptJob) -> PromptJob:
+            return job.model_copy(update={"id": names.name(job, digest_of(job, self._settings))})
 
         return self._jobs(named)
 
@@ -132,19 +129,17 @@ class Prompts:
         """Like iterating, but without ids of our own: only what is needed to find every bad line."""
         names = self._new_names()
 
-        def checked(job: PromptJob, size: int) -> PromptJob:
+        def checked(job: PromptJob) -> PromptJob:
             names.claim(job)
-            if size * _ESCAPES + _FRAME > self._settings.max_payload:
-                entry_of(job, self._settings)  # says whether it is too large
             return job
 
         return self._jobs(checked)
 
-    def _jobs(self, finish: Callable[[PromptJob, int], PromptJob]) -> Iterator[PromptLine | BadLine]:
-        """Every line; `finish` gets each job, and the size of its line in bytes."""
-        for number, size, said in self._read():
+    def _jobs(self, finish: Callable[[PromptJob], PromptJob]) -> Iterator[PromptLine | BadLine]:
+        """Every line, its job as `finish` gives it back."""
+        for number, said in self._read():
             try:
-                yield PromptLine(number, finish(self._job(said), size))
+                yield PromptLine(number, finish(self._job(said)))
             except InvalidJob as error:
                 yield BadLine(number, f"{error.field}: {error.reason}")
             except InvalidPayload as error:
@@ -153,7 +148,9 @@ class Prompts:
     def _job(self, said: Fields | InvalidPayload) -> PromptJob:
         if isinstance(said, InvalidPayload):
             raise said
-        return job_of(said, self._options)
+        job = job_of(said, self._options)
+        check(job, self._settings)
+        return job
 
     def _new_names(self) -> "_Names":
         return _Names(each_custom_id_once=self.format is Format.OPENAI)
