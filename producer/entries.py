@@ -66,13 +66,13 @@ def _invalid(error: ValidationError, position: int | None, *, is_prompt: bool) -
 
 
 def check(job: PromptJob, settings: ProducerSettings, position: int | None = None) -> None:
-    """Raise what `entry_of` would raise, mostly without encoding anything.
+    """Raise what `entry_of` would raise, mostly without encoding the request.
 
     Raises InvalidJob or PayloadTooLarge.
     """
-    stop, data = job.stop or (), job.metadata
-    texts = sum(len(message.content) for message in job.messages) + sum(map(len, (*stop, *data, *data.values())))
-    most = _MOST_ESCAPED * texts + _MOST_BESIDE * (1 + len(job.messages) + len(stop) + len(data))
+    metadata = _encode(job.metadata, position, "metadata") if job.metadata else b""
+    texts = sum(len(message.content) for message in job.messages) + sum(map(len, job.stop or ()))
+    most = _MOST_ESCAPED * texts + _MOST_BESIDE * (1 + len(job.messages) + len(job.stop or ())) + len(metadata)
     if most > settings.max_payload:
         entry_of(job, settings, position)
 
