@@ -15,6 +15,7 @@ from promptq.producer import JobResult, JobStatus, batch, collect, keys
 from promptq.producer.console import CommandError, explain
 from promptq.producer.inputs import BadLine
 from promptq.producer.outputs import open_output
+from promptq.producer.queue import CHUNK_JOBS
 from waiting import wait_until
 
 pytest_plugins = ["command_fixture"]
@@ -98,7 +99,7 @@ async def test_many_jobs_are_watched_a_few_at_a_time(
     promptq: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With room to wait for fewer jobs than there are, each still gives its result once."""
-    monkeypatch.setattr(collect, "WATCHED", 250)
+    monkeypatch.setattr(collect, "WATCHED", CHUNK_JOBS)
     file = write("p.txt", *(f"prompt {number}" for number in range(600)))
     assert len((await promptq("enqueue", file)).stdout.split()) == 600
     assert await settle_all(redis_url) == 600
@@ -215,13 +216,14 @@ async def test_json(promptq: Run, redis_url: str) -> None:
 
 async def test_a_full_lane(promptq: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 3, how far it came, and that the same command goes on from there."""
-    monkeypatch.setenv("PROMPTQ_MAX_QUEUED", "300")
+    monkeypatch.setenv("PROMPTQ_MAX_QUEUED", str(CHUNK_JOBS + 50))
     file = write("p.txt", *(f"prompt {number}" for number in range(400)))
     run = await promptq("enqueue", file)
     assert run.exit_code == 3
-    assert "150 of 400 jobs are in, the same command goes on from there" in one_line(run.stderr)
-    await settle_all(redis_url)
-    assert (await promptq("enqueue", file)).stderr.startswith("150 accepted, 250 already there, ")
+    assert f"{CHUNK_JOBS} of 400 jobs are in, the same command goes on from there" in one_line(run.stderr)
+    monkeypatch.delenv("PROMPTQ_MAX_QUEUED")
+    again = await promptq("enqueue", file)
+    assert again.stderr.startswith(f"{400 - CHUNK_JOBS} accepted, {CHUNK_JOBS} already there, ")
 
 
 async def test_a_file_that_changes_is_noticed(promptq: Run, monkeypatch: pytest.MonkeyPatch) -> None:
