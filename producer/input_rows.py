@@ -13,7 +13,7 @@ import pydantic_core
 
 from promptq.producer.console import CommandError
 from promptq.producer.errors import InvalidPayload
-from promptq.producer.input_lines import Fields, Parsed, decoded, listed, read_line
+from promptq.producer.input_lines import Parsed, decoded, listed, read_line
 from promptq.producer.models import PromptJob
 from promptq.producer.openai_batch import CUSTOM_ID
 
@@ -35,29 +35,14 @@ class Table:
     prompt: str
 
     def parse_rows(self, file: BinaryIO, longest: int) -> Iterator[Parsed]:
-        """Every row of the file, by the number of the line on which it begins; blank ones are passed over."""
-        csv.field_size_limit(max(csv.field_size_limit(), longest))
-        physical = _Lines(file, longest)
-        rows = csv.reader(physical, delimiter=self.delimiter, strict=True)
-        is_header = True
-        while True:
-            physical.begin_row()
-            said: Fields | InvalidPayload
+        """Every row of the file, by the number of the line on which it begins."""
+        rows = _rows(file, longest, self.delimiter)
+        next(rows, None)
+        for number, row in rows:
             try:
-                row = next(rows)
-                if not any(map(str.strip, row)):
-                    continue
-                if is_header:
-                    is_header = False
-                    continue
-                said = self._fields(row)
-            except StopIteration:
-                return
+                yield number, row if isinstance(row, InvalidPayload) else self._fields(row)
             except InvalidPayload as error:
-                said = error
-            except csv.Error as error:
-                said = InvalidPayload(_reason(error))
-            yield physical.first, said
+                yield number, error
 
     def _fields(self, row: list[str]) -> dict[str, Any]:
         if len(row) != len(self.header):
@@ -110,15 +95,31 @@ _BESIDE: Final = {PROMPT, _SYSTEM, CUSTOM_ID}
 
 
 def _headers(file: BinaryIO, longest: int) -> Iterator[tuple[str, list[str]]]:
-    """The first row that is not blank, read by each delimiter that it can be read by."""
+    """The first row, as each delimiter reads it that can."""
     for delimiter in DELIMITERS:
-        rows = csv.reader(_Lines(file, longest), delimiter=delimiter, strict=True)
-        try:
-            names = next((row for row in rows if any(map(str.strip, row))), None)
-        except (csv.Error, InvalidPayload):
-            continue
-        if names:
+        _, names = next(_rows(file, longest, delimiter), (0, []))
+        if names and not isinstance(names, InvalidPayload):
             yield delimiter, [name.strip() or f"column {place}" for place, name in enumerate(names, 1)]
+
+
+def _rows(file: BinaryIO, longest: int, delimiter: str) -> Iterator[tuple[int, list[str] | InvalidPayload]]:
+    """Rows that are not blank, or why one cannot be read, with the number of the line on which each begins."""
+    csv.field_size_limit(max(csv.field_size_limit(), longest))  # a prompt may be longer than what csv expects
+    physical = _Lines(file, longest)
+    rows = csv.reader(physical, delimiter=delimiter, strict=True)
+    while True:
+        physical.begin_row()
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except InvalidPayload as error:
+            yield physical.first, error
+        except csv.Error as error:
+            yield physical.first, InvalidPayload(_reason(error))
+        else:
+            if any(map(str.strip, row)):
+                yield physical.first, row
 
 
 class _Lines:

@@ -143,6 +143,15 @@ def test_status_says_why(lane: dict[str, Any], said: str) -> None:
     assert said in row
 
 
+def test_status_tells_busy_workers_from_none() -> None:
+    """While workers run another model's jobs, more of them would help."""
+    other = LANE.model_copy(update={"lane": "grok-3", "running": 1})
+    screen = Console(width=200)
+    with screen.capture() as captured:
+        screen.print(lanes_table(QueueStats(lanes=(other, LANE), failed=0), NOW))
+    assert "no worker has a free slot for them; start one" in captured.get().splitlines()[-1]
+
+
 async def test_status_sees_the_oldest_and_the_abandoned(promptq: Run, redis_url: str) -> None:
     """How long the next job has waited, and jobs whose workers are gone, are read from Redis."""
     await promptq("enqueue", "-", stdin="one\ntwo\n")

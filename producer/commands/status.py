@@ -64,17 +64,18 @@ def lanes_table(stats: QueueStats, now: datetime) -> Table:
     for name in ("high", "normal", "low", "waiting", "delayed", "running"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state")
+    is_anybody_there = any(lane.running > lane.stalled for lane in stats.lanes)
     for lane in stats.lanes:
         high, normal, low, *others = (
             f"{count:,}" for count in (lane.high, lane.normal, lane.low, lane.delayed, lane.running)
         )
         waiting = "" if lane.waiting_since is None else _lasting(now - lane.waiting_since)
-        table.add_row(lane.lane, high, normal, low, waiting, *others, _state(lane, now))
+        table.add_row(lane.lane, high, normal, low, waiting, *others, _state(lane, now, is_anybody_there))
     return table
 
 
-def _state(lane: LaneStats, now: datetime) -> str:
-    """What goes on in a lane, or why nothing does and what to do."""
+def _state(lane: LaneStats, now: datetime, is_anybody_there: bool) -> str:
+    """What goes on in a lane, or why nothing does and what to do. `is_anybody_there`: to run any model's jobs."""
     if lane.paused_until is not None:
         why = _why(lane.pause_reason)
         if lane.paused_until > now:
@@ -85,7 +86,8 @@ def _state(lane: LaneStats, now: datetime) -> str:
     if lane.running:
         return "running"
     if lane.waiting_since is not None and now - lane.waiting_since > _TAKEN_WITHIN:
-        return "no worker takes them; start one with `promptq worker`"
+        why = "no worker has a free slot for them" if is_anybody_there else "no worker takes them"
+        return f"{why}; start one with `promptq worker`"
     return "waiting" if lane.queued else "delayed" if lane.delayed else ""
 
 
