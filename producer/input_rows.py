@@ -70,7 +70,7 @@ def find_table(file: BinaryIO, longest: int, column: str | None) -> Table:
     tables = [Table(names, delimiter, column or PROMPT) for delimiter, names in _headers(file, longest)]
     table = max(tables, key=lambda table: (table.prompt in table.header, len(table.header)), default=None)
     if table is None:
-        raise CommandError("the file has no header; the first row of a CSV file names its columns")
+        raise CommandError(f"{_why_no_header(file, longest)}; the first row of a CSV file names its columns, in UTF-8")
     repeated = {name for name in table.header if list(table.header).count(name) > 1}
     if repeated:
         raise CommandError(f"the header names {listed(sorted(repeated))} twice; give each column a name of its own")
@@ -100,6 +100,12 @@ def _headers(file: BinaryIO, longest: int) -> Iterator[tuple[str, list[str]]]:
         _, names = next(_rows(file, longest, delimiter), (0, []))
         if names and not isinstance(names, InvalidPayload):
             yield delimiter, [name.strip() or f"column {place}" for place, name in enumerate(names, 1)]
+
+
+def _why_no_header(file: BinaryIO, longest: int) -> str:
+    for number, row in _rows(file, longest, DELIMITERS[0]):
+        return f"line {number}: {row}"
+    return "the file is empty"
 
 
 def _rows(file: BinaryIO, longest: int, delimiter: str) -> Iterator[tuple[int, list[str] | InvalidPayload]]:

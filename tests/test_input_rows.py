@@ -118,14 +118,16 @@ def test_long_cells(write: Write) -> None:
 @pytest.mark.parametrize(
     ("content", "options", "reason"),
     [
-        ("", {}, "the file has no header"),
+        ("", {}, "the file is empty; the first row of a CSV file names its columns"),
+        (b"Gr\xf6\xdfe,prompt\n", {}, "line 1: is not UTF-8; the first row of a CSV file names its columns, in UTF-8"),
+        ('\n"prompt\n', {}, "line 2: a quote is never closed"),
         ("question,answer\nWhy?,42\n", {}, r"no column 'prompt' \(it has question, answer\); --field names another"),
         ("prompt\nHi\n", {"field": "question"}, r"no column 'question' \(it has prompt\)"),
         ("messages\n[]\n", {"field": "question"}, "no column 'question'"),
         ("prompt,a,a\nHi,1,2\n", {}, "names a twice"),
     ],
 )
-def test_bad_headers(write: Write, content: str, options: dict[str, Any], reason: str) -> None:
+def test_bad_headers(write: Write, content: str | bytes, options: dict[str, Any], reason: str) -> None:
     """A header without prompts, or with a name twice, refuses the file in one line."""
     with pytest.raises(CommandError, match=reason):
         read(write(content), **options)
