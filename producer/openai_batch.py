@@ -54,8 +54,8 @@ def job_fields(line: Mapping[str, Any]) -> dict[str, Any]:
     custom_id, body = line.get(CUSTOM_ID), line.get("body")
     if not isinstance(custom_id, str) or not custom_id:
         raise InvalidPayload(f"{CUSTOM_ID}: each line needs one, a text")
-    for name in line.keys() - _LINE:
-        raise InvalidPayload(f"{name}: no such field; a line has {CUSTOM_ID}, method, url and body")
+    if unknown := sorted(line.keys() - _LINE):
+        raise InvalidPayload(f"{unknown[0][:40]}: no such field; a line has {CUSTOM_ID}, method, url and body")
     if line.get("method", "POST") != "POST":
         raise InvalidPayload("method: only POST")
     if line.get("url", URL) != URL:
@@ -77,7 +77,7 @@ def _request(body: Mapping[str, Any]) -> dict[str, Any]:
         if name in REQUEST_FIELDS:
             fields[name] = value
         elif value not in _AS_IT_IS_ANYWAY.get(name, ()):
-            raise InvalidPayload(f"body.{name}: not supported; leave it out")
+            raise InvalidPayload(f"body.{name[:40]}: not supported; leave it out")
     if "messages" not in fields:
         raise InvalidPayload("body.messages: each line needs them")
     most = body.get("max_completion_tokens")
