@@ -19,6 +19,9 @@ FAILED: Final = "promptq:failed"
 ABORT: Final = "arq:abort"
 """ZSET job id -> ms, arq's own list of aborts. Writer: `arq.jobs.Job.abort`. Emptied by claim and renew."""
 
+WORKERS: Final = "promptq:workers"
+"""ZSET worker -> ms of its last claim or renewal. Writer: claim, renew. Who stops leaves. TTL: ten minutes."""
+
 WAKE: Final = "promptq:wake"
 """ZSET with one member while a lane is new to the fleet. Writer: enqueue, claim. TTL: a minute."""
 
@@ -106,6 +109,7 @@ PREFIXES: Final = {
     "deadlines": DEADLINES,
     "failed": FAILED,
     "abort": ABORT,
+    "workers": WORKERS,
     "wake_new": WAKE,
     "intake": INTAKE,
     "payload": payload(""),

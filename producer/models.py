@@ -312,6 +312,10 @@ class QueueStats(_Read):
     lanes: tuple[LaneStats, ...]
     failed: int
     """Failed jobs whose result is still kept."""
+    workers: int = 0
+    """Worker processes that claimed or renewed in the last 15 seconds."""
+    worker_seen_at: datetime | None = None
+    """When the last of them did, if that was in the last ten minutes."""
 
 
 class GroupCounts(_Read):

@@ -18,6 +18,8 @@ _ATTEMPT = b"attempt:"
 _RUNNABLE = [(band << 38, f"({(band + 1) << 38}") for band in Band]
 _NOT_BEFORE = 1 << 40
 _ROW = 8
+_SEEN_WITHIN = 15_000
+"""In ms: an idle worker claims every five seconds at least."""
 
 
 async def read_status(redis: Redis, job_id: str) -> JobStatus:
@@ -127,12 +129,15 @@ async def read_stats(redis: Redis) -> QueueStats:
             pipe.zcount(keys.running(lane), "-inf", now)
             pipe.hmget(keys.meter(lane), ["until", "reason"])
             pipe.zinter([keys.lane(keys.INTAKE), keys.running(lane)])
-        failed, *replies = await pipe.execute()
+        pipe.zcount(keys.WORKERS, now - _SEEN_WITHIN, "+inf")
+        pipe.zrange(keys.WORKERS, 0, 0, desc=True, withscores=True)
+        failed, *replies, workers, last = await pipe.execute()
     rows = [replies[start : start + _ROW] for start in range(0, len(replies), _ROW)]
     adopted = {lane: len(row[-1]) for lane, row in zip(lanes, rows, strict=True)}
     since = await _waiting_since(redis, lanes)
     stats = (_lane_stats(lane, row, adopted, since[lane]) for lane, row in zip(lanes, rows, strict=True))
-    return QueueStats(lanes=tuple(stats), failed=failed)
+    seen_at = from_ms(last[0][1]) if last else None
+    return QueueStats(lanes=tuple(stats), failed=failed, workers=workers, worker_seen_at=seen_at)
 
 
 async def _waiting_since(redis: Redis, lanes: Sequence[str]) -> dict[str, datetime | None]:

@@ -5,6 +5,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -102,16 +103,24 @@ async def test_result_of_a_failed_job(promptq: Run, redis_url: str) -> None:
     assert json.loads(as_json.stdout)["error"]["code"] == "moderated"
 
 
+NOTHING = "nothing waits and nothing runs\nno worker; start one with `promptq worker`\n"
+
+
 async def test_status(promptq: Run, redis_url: str) -> None:
     """Of one job a word; of all a table with a row for each model, and why one is paused."""
-    assert (await promptq("status")).stderr == "nothing waits and nothing runs\n"
+    assert (await promptq("status")).stderr == NOTHING
     [job_id] = (await promptq("enqueue", "-", "--priority", "low", stdin="one\n")).stdout.split()
     with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
         client.hset(keys.meter("grok-4"), mapping={"until": 9_999_999_999_999, "reason": "rate_limited"})
         client.expire(keys.meter("grok-4"), 60)
     assert (await promptq("status", job_id)).stdout == "queued\n"
     assert json.loads((await promptq("status", job_id, "--json")).stdout) == {"id": job_id, "status": "queued"}
-    header, row = (await promptq("status")).stdout.splitlines()
+    with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
+        client.zadd(keys.WORKERS, {"w": (time.time() - 300) * 1000})
+        client.expire(keys.WORKERS, 60)
+    shown = await promptq("status")
+    assert shown.stderr == "no worker, the last was there 5 min ago; start one with `promptq worker`\n"
+    header, row = shown.stdout.splitlines()
     assert header.split() == ["model", "high", "normal", "low", "waiting", "delayed", "running", "state"]
     assert re.fullmatch(r"grok-4 +0 +0 +1 +0 s +0 +0 +paused for \d+ d: rate_limited \(more requests .+\) *", row)
 
@@ -148,7 +157,7 @@ def test_status_tells_busy_workers_from_none() -> None:
     other = LANE.model_copy(update={"lane": "grok-3", "running": 1})
     screen = Console(width=200)
     with screen.capture() as captured:
-        screen.print(lanes_table(QueueStats(lanes=(other, LANE), failed=0), NOW))
+        screen.print(lanes_table(QueueStats(lanes=(other, LANE), failed=0, workers=1), NOW))
     assert "no worker has a free slot for them; start one" in captured.get().splitlines()[-1]
 
 

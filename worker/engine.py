@@ -38,6 +38,8 @@ from promptq.worker.waiter import BLOCK_SECONDS, Waiter
 
 POLL_IDLE = 5.0
 POLL_BACKLOG = 1.0
+GATHER = 0.01
+"""Seconds from one step to the next while more than half of the slots are busy: a round trip for several outcomes."""
 
 log = structlog.get_logger("promptq.worker")
 
@@ -90,6 +92,8 @@ class PromptWorker(Worker):
         self._exhausted = False
         self._bell, self._renew_now = asyncio.Event(), asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._stepped_at = 0.0
+        self._gathering: asyncio.TimerHandle | None = None
         self._helpers: list[asyncio.Task[None]] = []
         self._gave_back_at: float | None = None
 
@@ -137,6 +141,8 @@ class PromptWorker(Worker):
             await self._bell.wait()
             self._bell.clear()
             self._check_helpers()
+            if self._is_gathering():
+                continue
             try:
                 await self._step()
             except OUTAGE as error:
@@ -170,6 +176,19 @@ class PromptWorker(Worker):
         else:
             await self._exchange.settle()
         await self._look_out()
+
+    def _is_gathering(self) -> bool:
+        """Whether to let more outcomes come together: then the bell rings again when that has been long enough."""
+        now = self.loop.time()
+        if self._gathering:
+            self._gathering.cancel()
+            self._gathering = None
+        wait = self._stepped_at + GATHER - now
+        if wait > 0 and 2 * len(self.leases.runs) > self.max_jobs and self.allow_pick_jobs:
+            self._gathering = self.loop.call_later(wait, self._bell.set)
+            return True
+        self._stepped_at = now
+        return False
 
     def _check_helpers(self) -> None:
         """Without renewals or wake-ups the worker must end, to be started anew. Raises what ended a helper."""
@@ -326,6 +345,8 @@ class PromptWorker(Worker):
                 async with asyncio.timeout(self._settings.redis_timeout):
                     await self._waiter.end()
                     await self._helpers[0]  # cancelled, it might eat the marker that it has just popped
+        with contextlib.suppress(RedisError, OSError):
+            await self.pool.zrem(keys.WORKERS, self.name)
         for helper in self._helpers:
             helper.cancel()
         await asyncio.gather(*self._helpers, return_exceptions=True)

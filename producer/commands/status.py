@@ -53,8 +53,17 @@ def _show(stats: QueueStats, now: datetime) -> None:
         Console(highlight=False, markup=False, width=width).print(lanes_table(stats, now))
     else:
         note("nothing waits and nothing runs")
+    note(_workers(stats, now), style="dim")
     if stats.failed:
         note(f"failed, and still kept: {stats.failed:,}", style="dim")
+
+
+def _workers(stats: QueueStats, now: datetime) -> str:
+    if stats.workers:
+        return f"workers: {stats.workers:,}"
+    if stats.worker_seen_at is None:
+        return "no worker; start one with `promptq worker`"
+    return f"no worker, the last was there {_lasting(now - stats.worker_seen_at)} ago; start one with `promptq worker`"
 
 
 def lanes_table(stats: QueueStats, now: datetime) -> Table:
@@ -64,18 +73,17 @@ def lanes_table(stats: QueueStats, now: datetime) -> Table:
     for name in ("high", "normal", "low", "waiting", "delayed", "running"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state")
-    is_anybody_there = any(lane.running > lane.stalled for lane in stats.lanes)
     for lane in stats.lanes:
         high, normal, low, *others = (
             f"{count:,}" for count in (lane.high, lane.normal, lane.low, lane.delayed, lane.running)
         )
         waiting = "" if lane.waiting_since is None else _lasting(now - lane.waiting_since)
-        table.add_row(lane.lane, high, normal, low, waiting, *others, _state(lane, now, is_anybody_there))
+        table.add_row(lane.lane, high, normal, low, waiting, *others, _state(lane, now, has_workers=stats.workers > 0))
     return table
 
 
-def _state(lane: LaneStats, now: datetime, is_anybody_there: bool) -> str:
-    """What goes on in a lane, or why nothing does and what to do. `is_anybody_there`: to run any model's jobs."""
+def _state(lane: LaneStats, now: datetime, *, has_workers: bool) -> str:
+    """What goes on in a lane, or why nothing does and what to do."""
     if lane.paused_until is not None:
         why = _why(lane.pause_reason)
         if lane.paused_until > now:
@@ -86,7 +94,7 @@ def _state(lane: LaneStats, now: datetime, is_anybody_there: bool) -> str:
     if lane.running:
         return "running"
     if lane.waiting_since is not None and now - lane.waiting_since > _TAKEN_WITHIN:
-        why = "no worker has a free slot for them" if is_anybody_there else "no worker takes them"
+        why = "no worker has a free slot for them" if has_workers else "no worker takes them"
         return f"{why}; start one with `promptq worker`"
     return "waiting" if lane.queued else "delayed" if lane.delayed else ""
 

@@ -222,6 +222,7 @@ local function look_ahead()
   if deadline[2] and (due_in or has_more) then come_back(math.max(1, tonumber(deadline[2]) - now)) end
 end
 
+seen(now, worker)
 sweep(now, result_ttl)
 promote_due()
 for band = 0, 2 do serve_band(band) end

@@ -82,10 +82,19 @@ local function wake_new()
   redis.call('PEXPIRE', K.wake_new, MARKER_TTL)
 end
 
+local function holder_of(token) return string.match(token or '', '^(.*):%d+$') end
+
 -- Wake the process that holds a token, so that it renews at once and sees a cancel.
 local function wake_holder(token)
-  local worker = string.match(token or '', '^(.*):%d+$')
+  local worker = holder_of(token)
   if worker then wake(worker) end
+end
+
+-- A worker shows that it lives.
+local function seen(now, worker)
+  redis.call('ZADD', K.workers, exact(now), worker)
+  redis.call('ZREMRANGEBYSCORE', K.workers, '-inf', exact(now - 600000))
+  redis.call('PEXPIRE', K.workers, 600000)
 end
 
 local function enter_lane(lane)

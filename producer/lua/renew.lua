@@ -6,6 +6,8 @@
 local now, length = clock(ARGV[1]), tonumber(ARGV[2])
 redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 sweep(now, ARGV[3])
+local worker = holder_of(ARGV[5])
+if worker then seen(now, worker) end
 
 local function renew(id, token, epoch)
   local ledger = read(id)

@@ -48,15 +48,15 @@ async def _all(checks: Mapping[str, Check]) -> Report:
 async def _redis(loaded: Loaded) -> Report:
     settings = loaded.settings
     redis: Redis = open_redis(settings.redis_url.get_secret_value(), timeout=LIMIT)
-    looks, tries = on_redis.looks(redis, settings), on_redis.tries(redis)
+    checks = on_redis.checks(redis, settings)
     try:
         if "redis_url" in loaded.refused:
             reached = not_checked("PROMPTQ_REDIS_URL is none")
         else:
             reached = await examined(lambda: on_redis.reachable(redis, settings, LIMIT), LIMIT)
         if reached.verdict is not Verdict.OK:
-            return {"Redis": reached, **dict.fromkeys((*looks, *tries), not_checked("there is no Redis to ask"))}
-        return {"Redis": reached, **await _all(looks), **await _all(tries)}
+            return {"Redis": reached, **dict.fromkeys(checks, not_checked("there is no Redis to ask"))}
+        return {"Redis": reached, **await _all(checks)}
     finally:
         with contextlib.suppress(TimeoutError, RedisError, OSError):
             async with asyncio.timeout(_CLOSED_WITHIN):

@@ -42,8 +42,8 @@ return refused
 """Writes what the queue writes, and takes it away."""
 
 
-def looks(redis: Redis, settings: Settings) -> dict[str, Check]:
-    """What can be asked of a Redis that answers, and changes nothing."""
+def checks(redis: Redis, settings: Settings) -> dict[str, Check]:
+    """What can be asked of, or tried on, a Redis that answers."""
     return {
         "Redis version": lambda: server_version(redis),
         "Redis kind": lambda: kind(redis),
@@ -54,12 +54,6 @@ def looks(redis: Redis, settings: Settings) -> dict[str, Check]:
         "clock": lambda: clock(redis),
         "workers": lambda: workers(redis),
         "pauses": lambda: pauses(redis),
-    }
-
-
-def tries(redis: Redis) -> dict[str, Check]:
-    """What can only be tried. Not beside the looks: `workers` would take it for a worker."""
-    return {
         "permissions": lambda: permissions(redis),
         "channels": lambda: channels(redis),
     }
@@ -245,14 +239,11 @@ async def channels(redis: Redis) -> Finding:
 
 
 async def workers(redis: Redis) -> Finding:
-    """How many worker processes wait for jobs, or run them; each keeps one connection that waits."""
+    """How many worker processes there are, and what waits for them."""
     stats = await read_stats(redis)
     waiting = sum(lane.queued for lane in stats.lanes)
-    database = str(redis.connection_pool.connection_kwargs.get("db") or 0)
-    clients = await redis.client_list(_type="normal")
-    count = sum(client["cmd"] == "bzpopmin" and client["db"] == database for client in clients)
-    said = f"{count or 'no'} worker process{'' if count == 1 else 'es'}, {waiting:,} jobs waiting"
-    if not count:
+    said = f"{stats.workers or 'no'} worker process{'' if stats.workers == 1 else 'es'}, {waiting:,} jobs waiting"
+    if not stats.workers:
         return warning(said, "start one: promptq worker")
     return ok(said)
 
