@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from redis.asyncio import Redis
 
@@ -27,6 +27,8 @@ from promptq.producer.settings import ProducerSettings
 CHUNK_JOBS = 150
 CHUNK_BYTES = 1024 * 1024
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+QueueT = TypeVar("QueueT", bound="PromptQueue")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +50,17 @@ class JobHandle:
         return f"JobHandle({self.id!r}, created={self.created}, status={self.status.value!r})"
 
 
-class _Connecting:
+class Connecting(Generic[QueueT]):
     """What `connect()` returns: await it, or enter it with `async with`."""
 
-    def __init__(self, open_queue: Callable[[], Awaitable["PromptQueue"]]) -> None:
+    def __init__(self, open_queue: Callable[[], Awaitable[QueueT]]) -> None:
         self._open_queue = open_queue
-        self._queue: PromptQueue | None = None
+        self._queue: QueueT | None = None
 
-    def __await__(self) -> Generator[Any, None, "PromptQueue"]:
+    def __await__(self) -> Generator[Any, None, QueueT]:
         return self._open_queue().__await__()
 
-    async def __aenter__(self) -> "PromptQueue":
+    async def __aenter__(self) -> QueueT:
         self._queue = await self._open_queue()
         return self._queue
 
@@ -74,14 +76,14 @@ class PromptQueue:
         self._link = Link(redis, settings or ProducerSettings())
 
     @classmethod
-    def connect(cls, url: str | None = None, *, settings: ProducerSettings | None = None) -> _Connecting:
+    def connect(cls, url: str | None = None, *, settings: ProducerSettings | None = None) -> Connecting[Self]:
         """Connect to `url`, or to PROMPTQ_REDIS_URL, REDIS_URL or redis://localhost:6379.
 
         `async with PromptQueue.connect() as queue` or `queue = await PromptQueue.connect()` and `queue.aclose()`.
         Raises QueueUnavailable if no Redis answers.
         """
 
-        async def open_queue() -> PromptQueue:
+        async def open_queue() -> Self:
             chosen = settings or ProducerSettings()
             if url is not None:
                 chosen = chosen.model_copy(update={"redis_url": type(chosen.redis_url)(url)})
@@ -93,7 +95,7 @@ class PromptQueue:
                 raise
             return queue
 
-        return _Connecting(open_queue)
+        return Connecting(open_queue)
 
     async def aclose(self) -> None:
         """Close all connections. Jobs go on."""
@@ -184,15 +186,10 @@ class PromptQueue:
         return handles
 
     async def _send(self, entries: Sequence[records.Entry]) -> list[JobHandle]:
-        settings, nonce = self._link.settings, uuid.uuid4().hex
-        wait = (settings.enqueue_replicas, round(settings.redis_timeout * 400))  # shorter than the socket's
-        reply = await self._link.call(
-            lambda: scripts.enqueue(self._link.redis, entries, nonce=nonce, max_queued=settings.max_queued, wait=wait)
-        )
+        reply = await self._accept(entries)
         if isinstance(reply, records.LaneFull):
-            raise QueueFull(
-                f"lane {reply.lane!r} holds {reply.queued} of {settings.max_queued} jobs; enqueue when some have run"
-            )
+            most = self._link.settings.max_queued
+            raise QueueFull(f"lane {reply.lane!r} holds {reply.queued} of {most} jobs; enqueue when some have run")
         handles = [
             JobHandle(entry.id, said.disposition == "created", said.status, keys.lane(said.lane), self)
             for entry, said in zip(entries, reply, strict=True)
@@ -203,6 +200,13 @@ class PromptQueue:
             conflict.accepted = tuple(handle.id for handle in handles if handle.id not in set(conflicts))
             raise conflict
         return handles
+
+    async def _accept(self, entries: Sequence[records.Entry]) -> list[records.Enqueued] | records.LaneFull:
+        settings, nonce = self._link.settings, uuid.uuid4().hex
+        wait = (settings.enqueue_replicas, round(settings.redis_timeout * 400))  # shorter than the socket's
+        return await self._link.call(
+            lambda: scripts.enqueue(self._link.redis, entries, nonce=nonce, max_queued=settings.max_queued, wait=wait)
+        )
 
     async def status(self, id: str) -> JobStatus:  # noqa: A002 - as in enqueue
         """Where the job is. Raises JobNotFound."""

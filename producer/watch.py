@@ -135,6 +135,8 @@ class Watcher:
         unanswered = 0
         while unanswered < 2:
             message = await pubsub.get_message(ignore_subscribe_messages=False, timeout=PING_EVERY)
+            if self._is_closed:
+                return  # Python 3.11's wait_for, inside redis-py, may have swallowed the cancel
             if message is None:
                 if not self._waiters:
                     return
