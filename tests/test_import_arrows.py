@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("arq", "grpc", "xai_sdk", "openai", "fastapi")
+HEAVY = ("arq", "grpc", "xai_sdk", "openai", "fastapi", "fakeredis")
 VENDORS = ("xai_sdk", "grpc", "openai", "google")
 A_KEY = re.compile(r"\b(arq|promptq):\w")
 
@@ -58,7 +58,7 @@ def loaded_by(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", ["promptq.producer", "promptq.producer.queue", "promptq.producer.codec"])
 def test_the_producer_loads_nothing_heavy(module: str) -> None:
-    """A backend that imports promptq.producer pays for neither arq nor a vendor's library, nor for the worker."""
+    """A backend that imports promptq.producer pays for no worker, no vendor and no tool of tests."""
     loaded = loaded_by(module)
     assert module in loaded
     assert loaded.isdisjoint(HEAVY)
@@ -124,6 +124,17 @@ def test_arq_is_imported_by_the_engine_alone() -> None:
     users = {name_of(path) for path in sources("worker") if any(comes_from(each, "arq") for each in imports(path))}
     assert users == {"worker/engine.py"}
     assert not any(comes_from(each, "arq") for path in sources("producer") for each in imports(path))
+
+
+def test_fakeredis_is_imported_by_one_module() -> None:
+    """It is an extra: whoever needs it is told so there."""
+    users = {
+        name_of(path)
+        for folder in ("producer", "worker")
+        for path in sources(folder)
+        if any(comes_from(each, "fakeredis", "lupa") for each in imports(path))
+    }
+    assert users == {"producer/testing/server.py"}
 
 
 def texts(path: Path) -> Iterator[str]:
