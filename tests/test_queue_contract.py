@@ -1,0 +1,455 @@
+"""What a PromptQueue does: the same tests for the real one with a real worker, and for the one in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import fakeredis
+import pytest
+
+from leftovers import assert_no_leftovers
+from promptq.producer import (
+    ErrorCode,
+    GroupCounts,
+    GroupNotFound,
+    IdConflict,
+    InvalidJob,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobHandle,
+    JobNotFound,
+    JobStatus,
+    Message,
+    PayloadTooLarge,
+    ProducerSettings,
+    PromptJob,
+    PromptQueue,
+    QueueFull,
+    QueueUnavailable,
+    Usage,
+    WaitTimeout,
+)
+from promptq.producer.queue import CHUNK_JOBS
+from stages import MemoryStage, RealStage, Stage
+from waiting import wait_until
+
+SOON = 5.0
+OPTIONS: dict[str, dict[str, Any]] = {"delayed": {"delay": 3600}, "expired": {"deadline": 0.001}}
+
+
+@pytest.fixture(params=["real", "memory"])
+async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
+    """A queue and its worker; at the end nothing may be left in Redis."""
+    few: dict[str, Any] = {"max_queued": 300, "max_payload": 1024, "default_model": "grok-test"}
+    if request.param == "memory":
+        in_memory = MemoryStage(ProducerSettings(**few))
+        async with in_memory.queue:
+            yield in_memory
+            server = in_memory.queue._link.redis.connection_pool.connection_kwargs["server"]
+            assert_no_leftovers(fakeredis.FakeRedis(server=server))
+        return
+    url = request.getfixturevalue("redis_url")
+    async with PromptQueue.connect(settings=ProducerSettings(redis_url=url, redis_timeout=2, **few)) as queue:
+        yield RealStage(queue, url)
+
+
+async def is_in(stage: Stage, job: JobHandle, status: JobStatus) -> bool:
+    """Whether the job is in that state."""
+    return await stage.queue.status(job.id) is status
+
+
+async def reach(stage: Stage, job: JobHandle, status: JobStatus) -> None:
+    """Wait until it is."""
+    await wait_until(lambda: is_in(stage, job, status), message=f"{job.id} is {status}")
+
+
+async def run(stage: Stage, *prompts: Any, **options: Any) -> list[JobHandle]:
+    """Enqueue, and run to the end."""
+    jobs = await stage.queue.enqueue_many(prompts, **options)
+    async with stage.working():
+        for job in jobs:
+            await job.wait(timeout=SOON)
+    return jobs
+
+
+async def test_a_job_is_answered(stage: Stage) -> None:
+    """The handle tells of a new job that is queued; the result has the answer, and what is known of the job."""
+    before = datetime.now(UTC) - timedelta(milliseconds=2)
+    job = await stage.queue.enqueue("Tell me a joke", metadata={"user": "7", "": "ünï"})
+    assert (job.created, job.status) == (True, JobStatus.QUEUED)
+    assert job.queue_name.endswith(":grok-test")
+    assert await stage.queue.status(job.id) is JobStatus.QUEUED
+    assert await stage.queue.result(job.id) is None
+    async with stage.working():
+        result = await stage.queue.wait(job.id, timeout=SOON)
+    assert result is not None
+    assert result.raise_for_status() is result
+    assert (result.id, result.status, result.content) == (job.id, JobStatus.SUCCEEDED, "Tell me a joke")
+    assert (result.model, result.finish_reason, result.error) == ("grok-test", "stop", None)
+    assert result.usage == Usage(prompt_tokens=3, completion_tokens=3, total_tokens=6)
+    assert (result.metadata, result.group) == ({"user": "7", "": "ünï"}, None)
+    [attempt] = result.attempts
+    assert (attempt.worker, attempt.code, attempt.usage) == (result.worker, None, result.usage)
+    assert result.enqueued_at is not None
+    assert result.started_at is not None
+    assert result.finished_at is not None
+    times = [before, result.enqueued_at, result.started_at, attempt.finished_at, result.finished_at]
+    assert times == sorted(times)
+    assert all(time.utcoffset() == timedelta(0) for time in times)
+    assert await stage.queue.status(job.id) is JobStatus.SUCCEEDED
+    assert await stage.queue.results([job.id, "nobody"]) == {job.id: result}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "Hello",
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+        {"prompt": "Hello", "temperature": 0.5},
+        PromptJob(messages=(Message(role="user", content="Hello"),), max_tokens=5),
+    ],
+    ids=["prompt", "messages", "dict", "PromptJob"],
+)
+async def test_every_form_of_a_job_is_taken(stage: Stage, given: Any) -> None:
+    """Alone and in a batch; without an id each gets its own."""
+    one = await stage.queue.enqueue(given)
+    many = await stage.queue.enqueue_many([given, given])
+    assert len({one.id, *(job.id for job in many)}) == 3
+    async with stage.working():
+        assert [(await job.wait(timeout=SOON)).content for job in (one, *many)] == ["Hello"] * 3
+
+
+@pytest.mark.parametrize("state", ["queued", "delayed", "running", "succeeded", "failed", "cancelled", "expired"])
+async def test_an_id_is_enqueued_once(stage: Stage, state: str) -> None:
+    """In whatever state a job is, enqueuing it again says so and runs nothing; another request is IdConflict."""
+    prompt = {"running": "hang", "failed": "fail moderated"}.get(state, "Hello")
+    options = OPTIONS.get(state, {})
+    first = await stage.queue.enqueue(prompt, id="job", **options)
+    assert (first.created, first.id) == (True, "job")
+    if state in {"queued", "delayed"}:
+        await check_again(stage, prompt, state)
+    if state in {"queued", "delayed", "cancelled"}:
+        assert await stage.queue.cancel("job")
+    if state == "cancelled":
+        await check_again(stage, prompt, state)
+    await asyncio.sleep(0.002)
+    async with stage.working():
+        if state in {"running", "succeeded", "failed", "expired"}:
+            await reach(stage, first, JobStatus(state))
+            await check_again(stage, prompt, state)
+        await stage.finish()
+        await first.wait(timeout=SOON)
+    assert stage.started == ([prompt] if state in {"running", "succeeded", "failed"} else [])
+
+
+async def check_again(stage: Stage, prompt: str, state: str) -> None:
+    """Enqueue `job` a second time, alike and differently."""
+    again = await stage.queue.enqueue(prompt, id="job", priority="high", tenant="else", metadata={"other": "delivery"})
+    assert (again.created, again.id, again.status.value) == (False, "job", state)
+    with pytest.raises(IdConflict, match="'job'"):
+        await stage.queue.enqueue(f"{prompt}, but differently", id="job")
+
+
+async def test_the_same_id_at_once(stage: Stage) -> None:
+    """Many who enqueue the same job at the same moment: one creates it, all can wait for it, it runs once."""
+    async with stage.working():
+        jobs = await asyncio.gather(*(stage.queue.enqueue("Hello", id="job") for _ in range(20)))
+        results = await asyncio.gather(*(job.wait(timeout=SOON) for job in jobs))
+    assert sum(job.created for job in jobs) == 1
+    assert [result.id for result in results] == ["job"] * 20
+    assert stage.started == ["Hello"]
+
+
+async def test_a_batch_with_a_conflict_is_accepted_but_for_it(stage: Stage) -> None:
+    """The error names the id; `accepted` has the others, and they run."""
+    await stage.queue.enqueue("Hello", id="taken")
+    batch = [{"prompt": "one", "id": "1"}, {"prompt": "else", "id": "taken"}, {"prompt": "two", "id": "2"}]
+    with pytest.raises(IdConflict) as caught:
+        await stage.queue.enqueue_many(batch)
+    assert (caught.value.id, caught.value.accepted) == ("taken", ("1", "2"))
+    async with stage.working():
+        told = [(await stage.queue.wait(job_id, timeout=SOON)).content for job_id in ("taken", "1", "2")]
+    assert told == ["Hello", "one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "field"),
+    [
+        ({"prompt": "x", "temperatur": 1}, InvalidJob, "temperatur"),
+        ({"prompt": "x", "temperature": 3}, InvalidJob, "temperature"),
+        ({"prompt": ""}, InvalidJob, "prompt"),
+        ({"prompt": "x", "deadline": -1}, InvalidJob, "deadline"),
+        ({"prompt": "x" * 1200}, PayloadTooLarge, "prompt"),
+    ],
+    ids=["unknown", "out of range", "empty", "in the past", "too large"],
+)
+async def test_a_bad_job_in_a_list_stops_all_of_it(
+    stage: Stage, bad: dict[str, Any], error: type[InvalidJob], field: str
+) -> None:
+    """Nothing of the list is written; the error names position and field."""
+    with pytest.raises(error) as caught:
+        await stage.queue.enqueue_many([{"prompt": "Hello", "id": "good"}, bad])
+    assert (caught.value.position, caught.value.field, caught.value.accepted) == (1, field, ())
+    with pytest.raises(JobNotFound):
+        await stage.queue.status("good")
+
+
+async def test_a_bad_job_in_a_stream_stops_what_follows(stage: Stage) -> None:
+    """From an iterator jobs are taken in chunks: those of the chunks before are accepted, and named."""
+    stream = (f"prompt {n}" if n < CHUNK_JOBS + 10 else 7 for n in range(2 * CHUNK_JOBS))
+    with pytest.raises(InvalidJob) as caught:
+        await stage.queue.enqueue_many(stream)  # type: ignore[arg-type] # the point
+    assert len(caught.value.accepted) == CHUNK_JOBS
+    async with stage.working():
+        ended = [result async for result in stage.queue.as_completed(caught.value.accepted, timeout=4 * SOON)]
+    assert len(ended) == len(stage.started) == CHUNK_JOBS
+
+
+async def test_a_full_lane_refuses(stage: Stage) -> None:
+    """QueueFull, and nothing of the call is written; duplicates and other lanes are taken."""
+    jobs = await stage.queue.enqueue_many([f"prompt {n}" for n in range(250)])
+    with pytest.raises(QueueFull, match="250 of 300"):
+        await stage.queue.enqueue_many([f"more {n}" for n in range(51)])
+    assert not (await stage.queue.enqueue("prompt 0", id=jobs[0].id)).created
+    other = await stage.queue.enqueue("Hello", model="another")
+    async with stage.working(slots=100):
+        async for _ in stage.queue.as_completed([other.id, *(job.id for job in jobs)], timeout=4 * SOON):
+            pass
+    assert len(stage.started) == 251
+
+
+async def test_priorities_go_first(stage: Stage) -> None:
+    """High before normal before low, each in the order of arrival."""
+    wanted = [("low", "l1"), ("normal", "n1"), ("high", "h1"), ("low", "l2"), ("normal", "n2"), ("high", "h2")]
+    jobs = [await stage.queue.enqueue(prompt, priority=priority) for priority, prompt in wanted]
+    async with stage.working(slots=1):
+        await asyncio.gather(*(job.wait(timeout=SOON) for job in jobs))
+    assert stage.started == ["h1", "h2", "n1", "n2", "l1", "l2"]
+
+
+async def test_tenants_take_turns(stage: Stage) -> None:
+    """Somebody's many jobs do not hold up another's few."""
+    jobs = await stage.queue.enqueue_many([f"big {n}" for n in range(4)], tenant="big")
+    jobs += await stage.queue.enqueue_many(["small 0", "small 1"], tenant="small")
+    async with stage.working(slots=1):
+        await asyncio.gather(*(job.wait(timeout=SOON) for job in jobs))
+    assert stage.started == ["big 0", "small 0", "big 1", "small 1", "big 2", "big 3"]
+
+
+async def test_a_delayed_job_runs_when_it_is_due(stage: Stage) -> None:
+    """Not before, and then by itself."""
+    async with stage.working():
+        job = await stage.queue.enqueue("Hello", delay=0.3)
+        assert (job.status, await stage.queue.status(job.id)) == (JobStatus.DELAYED, JobStatus.DELAYED)
+        assert await stage.queue.result(job.id) is None
+        result = await job.wait(timeout=SOON)
+    assert result.status is JobStatus.SUCCEEDED
+    assert result.enqueued_at is not None
+    assert result.started_at is not None
+    assert result.started_at - result.enqueued_at >= timedelta(seconds=0.3)
+
+
+@pytest.mark.parametrize("kind", ["from now", "point in time"])
+async def test_a_deadline_ends_a_job_that_nobody_ran(stage: Stage, kind: str) -> None:
+    """It expires without a call; a deadline that is kept changes nothing."""
+    now = datetime.now(UTC)
+    deadline: Any = 0.05 if kind == "from now" else now + timedelta(seconds=0.05)
+    late = await stage.queue.enqueue("late", deadline=deadline)
+    early = await stage.queue.enqueue("early", deadline=3600 if kind == "from now" else now + timedelta(hours=1))
+    await asyncio.sleep(0.06)
+    async with stage.working():
+        result = await late.wait(timeout=SOON)
+        assert (await early.wait(timeout=SOON)).status is JobStatus.SUCCEEDED
+    assert (result.status, result.error and result.error.code) == (JobStatus.EXPIRED, ErrorCode.EXPIRED)
+    assert result.attempts == ()
+    assert stage.started == ["early"]
+    with pytest.raises(JobExpired):
+        result.raise_for_status()
+
+
+async def test_a_deadline_ends_a_running_call(stage: Stage) -> None:
+    """In the middle of it; the call is on the books."""
+    async with stage.working():
+        result = await (await stage.queue.enqueue("hang", deadline=0.3)).wait(timeout=SOON)
+    assert (result.status, result.error and result.error.code) == (JobStatus.EXPIRED, ErrorCode.EXPIRED)
+    assert [attempt.code for attempt in result.attempts] == [ErrorCode.EXPIRED]
+
+
+async def test_waiting_gives_up_and_the_job_goes_on(stage: Stage) -> None:
+    """WaitTimeout names the job and the time; a later wait has the result."""
+    async with stage.working():
+        job = await stage.queue.enqueue("hang")
+        await reach(stage, job, JobStatus.RUNNING)
+        with pytest.raises(WaitTimeout, match=f"{job.id}.*0.05 s"):
+            await job.wait(timeout=0.05)
+        assert await stage.queue.status(job.id) is JobStatus.RUNNING
+        await stage.finish()
+        assert (await job.wait(timeout=SOON)).status is JobStatus.SUCCEEDED
+
+
+async def test_somebody_who_waits_hears_of_the_end(stage: Stage) -> None:
+    """A wait that began while the job was queued ends when it is run, long before the look that is made in any case."""
+    job = await stage.queue.enqueue("Hello")
+    waiting = [asyncio.create_task(job.wait()) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    async with stage.working(), asyncio.timeout(SOON):
+        assert [result.content for result in await asyncio.gather(*waiting)] == ["Hello"] * 3
+
+
+async def test_as_completed_yields_in_the_order_of_ends(stage: Stage) -> None:
+    """Whatever the order in which they were enqueued or asked for; each once."""
+    jobs = await stage.queue.enqueue_many(
+        [{"prompt": "3", "priority": "low"}, {"prompt": "1", "priority": "high"}, {"prompt": "2"}]
+    )
+    async with stage.working(slots=1):
+        ids = [job.id for job in jobs] * 2
+        told = [result.content async for result in stage.queue.as_completed(ids, timeout=SOON)]
+    assert told == ["1", "2", "3"]
+    assert [result async for result in stage.queue.as_completed([])] == []
+
+
+async def test_many_results_are_read_at_once(stage: Stage) -> None:
+    """Any number of ids, from any iterable; open jobs are None, those nobody knows are left out."""
+    jobs = await run(stage, *(f"prompt {n}" for n in range(220)))
+    later = await stage.queue.enqueue("Hello", delay=3600)
+    found = await stage.queue.results(each for job in (*jobs, later) for each in (job.id, f"not {job.id}"))
+    told = {job_id: result and result.content for job_id, result in found.items()}
+    assert told == {**{job.id: f"prompt {n}" for n, job in enumerate(jobs)}, later.id: None}
+    await stage.queue.cancel(later.id)
+
+
+@pytest.mark.parametrize("read", ["status", "result", "wait", "cancel"])
+async def test_an_unknown_id_is_said(stage: Stage, read: str) -> None:
+    """JobNotFound names the id."""
+    with pytest.raises(JobNotFound, match="'nobody'"):
+        await getattr(stage.queue, read)("nobody")
+
+
+async def test_what_is_not_running_is_cancelled_at_once(stage: Stage) -> None:
+    """Queued or delayed: a result is there at once, without a call; cancelling again says that it is over."""
+    jobs = [await stage.queue.enqueue("Hello", metadata={"a": "b"}, delay=delay) for delay in (None, 3600)]
+    for job in jobs:
+        assert await stage.queue.cancel(job.id) is True
+        result = await stage.queue.result(job.id)
+        assert result is not None
+        assert (result.status, result.error and result.error.code) == (JobStatus.CANCELLED, ErrorCode.CANCELLED)
+        assert (result.metadata, result.attempts) == ({"a": "b"}, ())
+        assert await stage.queue.cancel(job.id) is False
+        with pytest.raises(JobCancelled):
+            result.raise_for_status()
+    await run(stage, "Goodbye")
+    assert stage.started == ["Goodbye"]
+
+
+async def test_a_running_call_is_cancelled(stage: Stage) -> None:
+    """It ends soon, with its attempt on the books, and its neighbour goes on."""
+    async with stage.working():
+        job, neighbour = await stage.queue.enqueue_many(["hang 1", "hang 2"])
+        for each in (job, neighbour):
+            await reach(stage, each, JobStatus.RUNNING)
+        assert await stage.queue.cancel(job.id) is True
+        result = await job.wait(timeout=SOON)
+        assert result.status is JobStatus.CANCELLED
+        assert [attempt.code for attempt in result.attempts] == [ErrorCode.CANCELLED]
+        assert await stage.queue.status(neighbour.id) is JobStatus.RUNNING
+        await stage.finish()
+        assert (await neighbour.wait(timeout=SOON)).status is JobStatus.SUCCEEDED
+        assert await stage.queue.cancel(neighbour.id) is False
+        assert await job.wait(timeout=SOON) == result
+
+
+@pytest.mark.parametrize("code", [ErrorCode.MODERATED, ErrorCode.INVALID_REQUEST, ErrorCode.CONTEXT_LENGTH])
+async def test_a_failure_is_a_result(stage: Stage, code: ErrorCode) -> None:
+    """With code and message, one attempt, and an exception for who asks for one."""
+    [job] = await run(stage, f"fail {code}")
+    result = await job.wait()
+    assert (result.status, result.content) == (JobStatus.FAILED, "")
+    assert result.error is not None
+    assert (result.error.code, result.error.message) == (code, "as the prompt said")
+    assert [attempt.code for attempt in result.attempts] == [code]
+    assert (await stage.queue.stats()).failed == 1
+    with pytest.raises(JobFailed, match=str(code)) as caught:
+        result.raise_for_status()
+    assert caught.value.result == result
+
+
+async def test_an_id_is_free_again_when_its_result_is_gone(stage: Stage) -> None:
+    """The result's time is the dedupe window."""
+    async with stage.working():
+        await (await stage.queue.enqueue("Hello", id="job", result_ttl=0.2)).wait(timeout=SOON)
+        await (await stage.queue.enqueue("Hello", id="kept", result_ttl=60)).wait(timeout=SOON)
+
+        async def is_free() -> bool:
+            return list(await stage.queue.results(["job", "kept"])) == ["kept"]
+
+        await wait_until(is_free)
+        assert (await stage.queue.enqueue("something else", id="job")).created
+        assert (await stage.queue.wait("job", timeout=SOON)).content == "something else"
+
+
+async def test_stats_count_by_lane(stage: Stage) -> None:
+    """What waits by band, what is delayed and what runs, lane by lane; an empty lane is gone."""
+    assert (await stage.queue.stats()).lanes == ()
+    async with stage.working():
+        running = await stage.queue.enqueue_many(["hang 1", "hang 2"], model="a")
+        for job in running:
+            await reach(stage, job, JobStatus.RUNNING)
+        delayed = await stage.queue.enqueue("later", model="b", delay=3600)
+        a, b = (await stage.queue.stats()).lanes
+        assert (a.lane, a.queued, a.delayed, a.running) == ("a", 0, 0, 2)
+        assert (b.lane, b.queued, b.delayed, b.running) == ("b", 0, 1, 0)
+        await stage.queue.cancel(delayed.id)
+        await stage.finish()
+        await asyncio.gather(*(job.wait(timeout=SOON) for job in running))
+    waiting = await stage.queue.enqueue_many(["1", "2", "3"], model="a", priority="high")
+    waiting += await stage.queue.enqueue_many(["1", "2"], model="a")
+    waiting += await stage.queue.enqueue_many(["1"], model="a", priority="low")
+    [a] = (await stage.queue.stats()).lanes
+    assert (a.lane, a.high, a.normal, a.low, a.queued, a.running) == ("a", 3, 2, 1, 6, 0)
+    async with stage.working():
+        await asyncio.gather(*(job.wait(timeout=SOON) for job in waiting))
+    assert (await stage.queue.stats()).lanes == ()
+
+
+async def test_a_group_is_counted_and_read(stage: Stage) -> None:
+    """Its jobs by state, their results in the order of their ends, and nobody else's."""
+    group = stage.queue.group("run")
+    with pytest.raises(GroupNotFound, match="'run'"):
+        await group.counts()
+    await stage.queue.enqueue_many(["last", "fail moderated"], group="run", priority="low")
+    await stage.queue.enqueue("first", group="run", priority="high")
+    other = await stage.queue.enqueue("another's", group="other")
+    assert await group.counts() == GroupCounts(name="run", queued=3)
+    async with stage.working(slots=1):
+        told = [(result.content, result.group) async for result in group.results(timeout=SOON)]
+        await other.wait(timeout=SOON)
+    assert told == [("first", "run"), ("last", "run"), ("", "run")]
+    counts = await group.counts()
+    assert counts == GroupCounts(name="run", succeeded=2, failed=1)
+    assert (counts.total, counts.open, counts.progress) == (3, 0, 1.0)
+    assert [result.content async for result in group.results(timeout=SOON)] == ["first", "last", ""]
+
+
+async def test_a_group_is_cancelled(stage: Stage) -> None:
+    """What waits, what is delayed and what runs; what had ended stays."""
+    group = stage.queue.group("run")
+    async with stage.working():
+        await (await stage.queue.enqueue("Hello", group="run")).wait(timeout=SOON)
+        running = await stage.queue.enqueue("hang", group="run")
+        await stage.queue.enqueue("later", group="run", delay=3600)
+        await reach(stage, running, JobStatus.RUNNING)
+        assert await group.counts() == GroupCounts(name="run", succeeded=1, running=1, delayed=1)
+        assert await group.cancel() == 2
+        ended = [result.status async for result in group.results(timeout=SOON)]
+    assert ended == [JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.CANCELLED]
+    assert await group.counts() == GroupCounts(name="run", succeeded=1, cancelled=2)
+
+
+async def test_a_closed_queue_says_so(stage: Stage) -> None:
+    """Any call after `aclose`."""
+    await stage.queue.aclose()
+    for call in (stage.queue.enqueue("Hello"), stage.queue.stats(), stage.queue.result("job")):
+        with pytest.raises(QueueUnavailable, match="was closed"):
+            await call
