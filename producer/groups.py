@@ -11,6 +11,7 @@ from promptq.producer.errors import WaitTimeout
 from promptq.producer.link import READ_AT_ONCE, Link
 from promptq.producer.models import GroupCounts, JobResult
 
+_SCANNED_AT_ONCE = 100
 _CANCELLED_AT_ONCE = 100
 
 
@@ -36,18 +37,21 @@ class Group:
     async def cancel(self) -> int:
         """Cancel all that has not ended; returns how many jobs that were. Raises GroupNotFound."""
         await self.counts()
-        cancelled = running = 0
-        while ids := await self._open_ids(running):
-            said = await self._link.call(
-                partial(scripts.cancel, self._link.redis, ids, ttl=self._link.settings.result_ttl_ms)
+        told: set[str] = set()
+        cursor = None
+        while cursor != 0:
+            cursor, ids = await self._link.call(
+                partial(reading.read_open, self._link.redis, self.name, cursor or 0, _SCANNED_AT_ONCE)
             )
-            running += said.count("cancelling")  # they stay open until their workers hear of it
-            cancelled += said.count("cancelled")
-        return cancelled + running
+            for start in range(0, len(ids), _CANCELLED_AT_ONCE):
+                told.update(await self._cancel(ids[start : start + _CANCELLED_AT_ONCE]))
+        return len(told)
 
-    async def _open_ids(self, offset: int) -> list[str]:
-        read = partial(reading.read_open, self._link.redis, self.name, offset, _CANCELLED_AT_ONCE)
-        return await self._link.call(read)
+    async def _cancel(self, ids: list[str]) -> list[str]:
+        """Those that had not ended."""
+        ttl = self._link.settings.result_ttl_ms
+        said = await self._link.call(partial(scripts.cancel, self._link.redis, ids, ttl=ttl))
+        return [job_id for job_id, word in zip(ids, said, strict=True) if word in {"cancelled", "cancelling"}]
 
     def __repr__(self) -> str:
         return f"Group({self.name!r})"

@@ -62,9 +62,19 @@ class Link:
 
         Raises QueueUnavailable, QueueFull.
         """
-        if self._is_closed:
-            raise QueueUnavailable("this PromptQueue was closed; connect again")
-        return await try_until(self.settings.redis_timeout if within is None else within, call, self._where)
+
+        async def unless_closed() -> T:
+            if self._is_closed:
+                raise QueueUnavailable("this PromptQueue was closed; connect again")
+            return await call()
+
+        try:
+            return await try_until(
+                self.settings.redis_timeout if within is None else within, unless_closed, self._where
+            )
+        finally:
+            if self._is_closed:
+                await close_redis(self.redis)  # it may have been connecting while all connections were closed
 
     async def results(self, ids: Iterable[str], within: float | None = None) -> dict[str, JobResult | None]:
         """Results by id; None for jobs that have not ended. `within`: seconds for each `READ_AT_ONCE` of them."""

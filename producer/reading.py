@@ -100,10 +100,13 @@ async def read_ended(redis: Redis, name: str, place: int, most: int) -> tuple[Gr
     return _group_counts(name, counts), ids, int(ended[-1][1]) if ended else place
 
 
-async def read_open(redis: Redis, name: str, offset: int, most: int) -> list[str]:
-    """Ids of jobs in the group that have not ended."""
-    found = await redis.zrangebyscore(keys.members(name), 0, 0, start=offset, num=most)
-    return [job_id.decode() for job_id in found]
+async def read_open(redis: Redis, name: str, cursor: int, about: int) -> tuple[int, list[str]]:
+    """The next cursor, 0 at the end, and which of about so many jobs of the group have not ended.
+
+    However the group changes meanwhile: what is open from the first call to the last is seen, perhaps twice.
+    """
+    cursor, found = await redis.zscan(keys.members(name), cursor, count=about)
+    return cursor, [job_id.decode() for job_id, place in found if not place]
 
 
 def _group_counts(name: str, counters: Mapping[bytes, bytes]) -> GroupCounts:

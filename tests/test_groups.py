@@ -18,8 +18,10 @@ from promptq.producer import (
     WaitTimeout,
     groups,
     keys,
+    scripts,
 )
 from promptq.producer.records import ClaimedJob
+from promptq.worker.outcome import Cancelled
 from waiting import wait_until
 
 pytestmark = pytest.mark.producer
@@ -152,6 +154,25 @@ async def test_cancel_ends_what_is_open(queue: PromptQueue, hand: Hand, monkeypa
     await hand.settle([running, also_running])
     assert await counted(queue) == {"succeeded": 3, "cancelled": 4}
     assert await queue.group("run").cancel() == 0
+
+
+@pytest.mark.parametrize("size", [100, 1000])
+async def test_cancel_passes_nobody_over(
+    queue: PromptQueue, hand: Hand, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Also when running jobs end between its calls, in a group that Redis keeps as a list and in one that it hashes."""
+    await queue.enqueue_many([str(number) for number in range(size)], group="run")
+    running = {job.id: job for job in await hand.claim(size // 2)}
+    cancel = scripts.cancel
+
+    async def cancel_and_end(redis: Redis, ids: list[str], *, ttl: int) -> list[str]:
+        said = await cancel(redis, ids, ttl=ttl)
+        await hand.settle([running[job_id] for job_id in ids if job_id in running], Cancelled())
+        return said
+
+    monkeypatch.setattr(scripts, "cancel", cancel_and_end)
+    assert await queue.group("run").cancel() == size
+    assert await counted(queue) == {"cancelled": size}
 
 
 async def first_result(group: Group) -> JobResult:
