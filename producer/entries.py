@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,6 +15,8 @@ from promptq.producer.models import REQUEST_FIELDS, PromptJob
 from promptq.producer.records import Adoption, Entry
 from promptq.producer.settings import ProducerSettings, milliseconds
 
+CHUNK_JOBS = 150
+CHUNK_BYTES = 1024 * 1024
 _CALENDAR_ENDS = 253_402_300_800_000
 _MOST_ESCAPED = 6
 """Bytes of JSON for one character."""
@@ -95,6 +97,36 @@ def entry_of(job: PromptJob, settings: ProducerSettings, position: int | None = 
             "metadata", f"{entry.size} bytes with the request, {settings.max_payload} allowed", position
         )
     return entry
+
+
+def chunks_of(
+    jobs: Iterable[str | Mapping[str, Any] | PromptJob], options: Mapping[str, Any], settings: ProducerSettings
+) -> Iterator[list[Entry]]:
+    """Many jobs as the enqueue script takes them, call by call. A list is validated before the first of them.
+
+    Raises TypeError for what is no batch; InvalidJob or PayloadTooLarge.
+    """
+    if isinstance(jobs, str | bytes | Mapping | PromptJob):
+        raise TypeError(f"enqueue_many takes many jobs, not one {type(jobs).__name__}; use enqueue, or a list")
+    made: Iterable[PromptJob] = (job_of(job, options, position) for position, job in enumerate(jobs))
+    if isinstance(jobs, Sequence):
+        made = list(made)
+        for position, job in enumerate(made):
+            check(job, settings, position)
+    return _chunks(entry_of(job, settings, position) for position, job in enumerate(made))
+
+
+def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    chunk: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if chunk and (len(chunk) == CHUNK_JOBS or size + entry.size > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(entry)
+        size += entry.size
+    if chunk:
+        yield chunk
 
 
 def adoption_of(job_id: str, lane: str, record: Mapping[str, Any], settings: ProducerSettings) -> Adoption:

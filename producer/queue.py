@@ -7,7 +7,7 @@ with the same id nothing runs twice.
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -16,16 +16,13 @@ from typing import Any, Generic, Self, TypeVar
 from redis.asyncio import Redis
 
 from promptq.producer import keys, reading, records, scripts
-from promptq.producer.connection import open_redis
-from promptq.producer.entries import Prompt, check, entry_of, job_of
+from promptq.producer.entries import Prompt, chunks_of, entry_of, job_of
 from promptq.producer.errors import IdConflict, JobNotFound, PromptqError, QueueFull, WaitTimeout
 from promptq.producer.groups import Group
 from promptq.producer.link import Link
 from promptq.producer.models import JobResult, JobStatus, PromptJob, QueueStats
 from promptq.producer.settings import ProducerSettings
 
-CHUNK_JOBS = 150
-CHUNK_BYTES = 1024 * 1024
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 QueueT = TypeVar("QueueT", bound="PromptQueue")
@@ -84,18 +81,19 @@ class PromptQueue:
         """
 
         async def open_queue() -> Self:
-            chosen = settings or ProducerSettings()
-            if url is not None:
-                chosen = chosen.model_copy(update={"redis_url": type(chosen.redis_url)(url)})
-            queue = cls(open_redis(chosen.redis_url.get_secret_value(), timeout=chosen.redis_timeout / 2), chosen)
+            chosen = (settings or ProducerSettings()).at(url)
+            queue = cls(chosen.open_redis(), chosen)
             try:
-                await queue._link.call(queue._link.redis.ping)
+                await queue._ping()
             except BaseException:
                 await queue.aclose()
                 raise
             return queue
 
         return Connecting(open_queue)
+
+    async def _ping(self) -> None:
+        await self._link.call(self._link.redis.ping)
 
     async def aclose(self) -> None:
         """Close all connections. Jobs go on."""
@@ -154,16 +152,7 @@ class PromptQueue:
         A list is validated whole before anything is written; other iterables chunk by chunk (150 jobs or 1 MiB).
         Raises as `enqueue`; then `error.accepted` has the ids that earlier chunks had written.
         """
-        if isinstance(jobs, str | bytes | Mapping | PromptJob):
-            raise TypeError(f"enqueue_many takes many jobs, not one {type(jobs).__name__}; use enqueue, or a list")
-        settings = self._link.settings
-        made: Iterable[PromptJob] = (job_of(job, options, position) for position, job in enumerate(jobs))
-        if isinstance(jobs, Sequence):
-            made = list(made)
-            for position, job in enumerate(made):
-                check(job, settings, position)
-        entries = (entry_of(job, settings, position) for position, job in enumerate(made))
-        return await self._send_all(_chunks(entries))
+        return await self._send_all(chunks_of(jobs, options, self._link.settings))
 
     async def _send_all(self, chunks: Iterable[list[records.Entry]]) -> list[JobHandle]:
         """Each chunk is prepared while Redis takes the one before it."""
@@ -294,16 +283,3 @@ class _Jobs:
         ids = list(self._open.values())
         which = f"job {ids[0]!r} has" if len(ids) == 1 else f"{len(ids)} of the jobs have"
         return WaitTimeout(f"{which} no result after {timeout} s; wait again or cancel")
-
-
-def _chunks(entries: Iterable[records.Entry]) -> Iterator[list[records.Entry]]:
-    chunk: list[records.Entry] = []
-    size = 0
-    for entry in entries:
-        if chunk and (len(chunk) == CHUNK_JOBS or size + entry.size > CHUNK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(entry)
-        size += entry.size
-    if chunk:
-        yield chunk

@@ -1,10 +1,11 @@
 """What a producer takes from the environment. The worker's settings add to these."""
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.asyncio import Redis
 
 from promptq.producer.connection import open_redis
 from promptq.producer.models import ModelName
@@ -40,6 +41,14 @@ class ProducerSettings(BaseSettings):
     def _is_a_redis_url(cls, url: SecretStr) -> SecretStr:
         open_redis(url.get_secret_value(), timeout=1)  # connects to nothing
         return url
+
+    def at(self, redis_url: str | None) -> Self:
+        """The same for another Redis; None: for this one."""
+        return self if redis_url is None else self.model_copy(update={"redis_url": SecretStr(redis_url)})
+
+    def open_redis(self) -> Redis:
+        """A client whose every step takes half of `redis_timeout` at most. Connects when first used; ValueError."""
+        return open_redis(self.redis_url.get_secret_value(), timeout=self.redis_timeout / 2)
 
     @property
     def result_ttl_ms(self) -> int:

@@ -15,7 +15,7 @@ from promptq.producer import JobResult, JobStatus, batch, collect, keys
 from promptq.producer.console import CommandError, explain
 from promptq.producer.inputs import BadLine
 from promptq.producer.outputs import open_output
-from promptq.producer.queue import CHUNK_JOBS
+from promptq.producer.entries import CHUNK_JOBS
 from waiting import wait_until
 
 pytest_plugins = ["command_fixture"]

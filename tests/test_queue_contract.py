@@ -31,7 +31,7 @@ from promptq.producer import (
     Usage,
     WaitTimeout,
 )
-from promptq.producer.queue import CHUNK_JOBS
+from promptq.producer.entries import CHUNK_JOBS
 from stages import MemoryStage, RealStage, Stage
 from waiting import wait_until
 
