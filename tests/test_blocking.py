@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,6 +31,7 @@ from promptq.producer import (
 from promptq.producer import JobHandle as AsyncJobHandle
 from promptq.producer import PromptQueue as AsyncPromptQueue
 from promptq.producer.blocking import Group, JobHandle, PromptQueue
+from promptq.producer.entries import CHUNK_JOBS
 
 pytestmark = pytest.mark.producer
 
@@ -252,24 +253,24 @@ def test_a_generator_runs_in_the_callers_thread(queue: PromptQueue) -> None:
     ran_in = set()
 
     def prompts() -> Iterator[str]:
-        for number in range(600):
-            ran_in.add(threading.get_ident())
-            if number == 599:
-                assert queue.stats().lanes[0].queued == 450  # the chunks before are there
-            yield f"prompt {number}"
+        yield from (f"prompt {number}" for number in range(2 * CHUNK_JOBS + 1))
+        ran_in.add(threading.get_ident())
+        assert queue.stats().lanes[0].queued == 2 * CHUNK_JOBS
+        yield "the last"
 
-    assert len({job.id for job in queue.enqueue_many(prompts())}) == 600
+    assert len({job.id for job in queue.enqueue_many(prompts())}) == 2 * CHUNK_JOBS + 2
     assert ran_in == {threading.get_ident()}
 
 
 def test_what_earlier_chunks_wrote_is_told(queue: PromptQueue) -> None:
-    """A generator fails at its own position, after 150 jobs were accepted; of a list nothing is written."""
-    jobs = [{"prompt": "Hello", "id": f"job-{number}"} for number in range(300)] + [{"prompt": ""}]
-    with pytest.raises(InvalidJob, match="job 300: prompt") as caught:
+    """A generator fails at its own position, after the first chunk was accepted; of a list nothing is written."""
+    ids = [f"job-{number}" for number in range(CHUNK_JOBS + 50)]
+    jobs = [{"prompt": "Hello", "id": id} for id in ids] + [{"prompt": ""}]
+    with pytest.raises(InvalidJob, match=f"job {len(ids)}: prompt") as caught:
         queue.enqueue_many(iter(jobs))
-    assert caught.value.accepted == tuple(f"job-{number}" for number in range(150))
-    assert queue.stats().lanes[0].queued == 150
-    with pytest.raises(InvalidJob, match="job 300: prompt") as caught:
+    assert caught.value.accepted == tuple(ids[:CHUNK_JOBS])
+    assert queue.stats().lanes[0].queued == CHUNK_JOBS
+    with pytest.raises(InvalidJob, match=f"job {len(ids)}: prompt") as caught:
         queue.enqueue_many(jobs)
     assert caught.value.accepted == ()
 
@@ -333,6 +334,25 @@ def test_close_ends_the_waits_of_other_threads(queue: PromptQueue, redis_url: st
     for call in (lambda: queue.status(job.id), lambda: queue.enqueue_many(["Hello"]), lambda: next(results)):
         with pytest.raises(QueueUnavailable, match="closed"):
             call()
+
+
+def test_a_call_that_begins_before_the_end_is_told(queue: PromptQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a call's look at the loop and its start there, nobody ends the loop: it would never be looked at."""
+    started, has_looked = asyncio.run_coroutine_threadsafe, threading.Event()
+
+    def start_slowly(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            has_looked.set()
+            time.sleep(0.2)  # for whoever closes meanwhile
+        return started(coroutine, loop)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", start_slowly)
+    with ThreadPoolExecutor(1, "caller") as pool:
+        calling = pool.submit(queue.wait, "nobody")
+        assert has_looked.wait(SOON)
+        queue.close()
+        with pytest.raises(QueueUnavailable, match="closed"):
+            calling.result(SOON)
 
 
 def test_an_interrupt_ends_a_wait(queue: PromptQueue, redis_url: str) -> None:
@@ -413,6 +433,7 @@ STRICTLY = ("-X", "dev", "-W", "error", "-W", "ignore:This process:DeprecationWa
 START = """
 import contextlib, gc, logging, multiprocessing, os, stat, sys, threading
 from concurrent.futures import ThreadPoolExecutor
+from promptq.producer.entries import CHUNK_JOBS
 from promptq.producer.blocking import PromptQueue
 
 logging.getLogger("asyncio").setLevel(logging.ERROR)  # that this machine is busy is no complaint
