@@ -265,7 +265,7 @@ def test_a_generator_runs_in_the_callers_thread(queue: PromptQueue) -> None:
 def test_what_earlier_chunks_wrote_is_told(queue: PromptQueue) -> None:
     """A generator fails at its own position, after the first chunk was accepted; of a list nothing is written."""
     ids = [f"job-{number}" for number in range(CHUNK_JOBS + 50)]
-    jobs = [{"prompt": "Hello", "id": id} for id in ids] + [{"prompt": ""}]
+    jobs = [{"prompt": "Hello", "id": each} for each in ids] + [{"prompt": ""}]
     with pytest.raises(InvalidJob, match=f"job {len(ids)}: prompt") as caught:
         queue.enqueue_many(iter(jobs))
     assert caught.value.accepted == tuple(ids[:CHUNK_JOBS])
