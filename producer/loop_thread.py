@@ -1,7 +1,7 @@
 """An event loop on a daemon thread: how blocking code calls async code. Used by `bridge.py` and `blocking.py`.
 
 A process has one at most: it starts with its first user and ends with its last. A forked child has none of its
-parent's threads: there the loop is given up, its sockets with it, and the next user starts another.
+parent's threads: there the parent's loop is given up, its sockets with it, and the next user starts another.
 """
 
 import asyncio
@@ -14,11 +14,19 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Re-entrant, since the garbage collector may run somebody's `__del__`, and so a `close`, wherever it is held.
-# Nothing waits for the loop under it.
-_lock = threading.RLock()
-_current: "LoopThread | None" = None
-_given_up: "list[LoopThread]" = []
+
+class _Process:
+    """What one process has."""
+
+    def __init__(self) -> None:
+        # Re-entrant, since the garbage collector may run somebody's `__del__`, and so a `close`, wherever it is held.
+        # Nothing waits for the loop under it.
+        self.lock = threading.RLock()
+        self.thread: LoopThread | None = None
+
+
+# By process id: a forked child begins without a lock that somebody held, and keeps what its parent had for ever.
+_processes: dict[int, _Process] = {}
 
 
 class LoopEnded(Exception):
@@ -44,12 +52,12 @@ class LoopThread:
     @classmethod
     def enter(cls, user: object) -> "LoopThread":
         """The loop, with one more user, who is kept until it leaves. Raises RuntimeError where a loop is running."""
-        global _current  # noqa: PLW0603 - one a process
         refuse_inside_a_loop()
-        with _lock:
-            found = _current
-            if found is None:
-                found = _current = cls()
+        process = _this_process()
+        with process.lock:
+            found = process.thread
+            if found is None or not found.is_open:
+                found = process.thread = cls()
             found._users.add(user)
             return found
 
@@ -70,7 +78,7 @@ class LoopThread:
         Raises LoopEnded, and RuntimeError where a loop is running.
         """
         refuse_inside_a_loop()
-        with _lock:  # what is accepted here comes before the end, which cancels it; later nobody would look at it
+        with lock():  # what is accepted here comes before the end, which cancels it; later nobody would look at it
             future = self.start(call)
         try:
             return future.result()
@@ -82,14 +90,13 @@ class LoopThread:
 
     def leave(self, user: object) -> None:
         """The last user to leave ends the thread, and waits for its end unless it is that thread itself."""
-        global _current
-        with _lock:
+        with lock():
             if not self._is_open:
                 return
             self._users.discard(user)
             if self._users:
                 return
-            self._is_open, _current = False, None
+            self._is_open = False
             self._loop.call_soon_threadsafe(self._all_left.set)
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -98,10 +105,11 @@ class LoopThread:
         """In a forked child: let go of the parent's sockets without a word to them.
 
         To close or unregister them would reach the parent's loop, which shares the poll object behind the selector.
-        So their descriptors come to stand for /dev/null, and the objects are kept for ever: none is ever finalized.
+        So their descriptors come to stand for /dev/null, and the objects are kept: none is ever finalized.
         """
+        if not self._is_open:
+            return
         self._is_open = False
-        _given_up.append(self)
         null = os.open(os.devnull, os.O_RDWR)
         inherited = {self._selector.fileno(), *(key.fd for key in (self._selector.get_map() or {}).values())}
         if alarm := getattr(self._loop, "_csock", None):  # what wakes the parent's loop; no selector knows it
@@ -112,8 +120,8 @@ class LoopThread:
 
 
 def lock() -> threading.RLock:
-    """A lock of this process, for what takes no time: a forked child has a new one."""
-    return _lock
+    """A lock of this process, for what takes no time: a forked child has its own."""
+    return _this_process().lock
 
 
 def refuse_inside_a_loop() -> None:
@@ -128,13 +136,18 @@ def refuse_inside_a_loop() -> None:
     )
 
 
-def _forget_the_parent() -> None:
-    global _lock, _current  # noqa: PLW0603 - as above
-    _lock = threading.RLock()  # another thread of the parent may have held it
-    parents, _current = _current, None
-    if parents is not None:
-        parents.give_up()
+def _this_process() -> _Process:
+    pid = os.getpid()
+    if pid not in _processes:  # at first, or forked by a server that did not tell Python
+        _give_up_all_but(pid)
+    return _processes.setdefault(pid, _Process())
+
+
+def _give_up_all_but(pid: int | None = None) -> None:
+    for owner, process in list(_processes.items()):
+        if owner != pid and process.thread is not None:
+            process.thread.give_up()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_the_parent)
+    os.register_at_fork(after_in_child=_give_up_all_but)
