@@ -209,7 +209,7 @@ def test_no_redis_is_said_at_once() -> None:
 ASYNC_ONLY = {"__aenter__", "__aexit__", "aclose"}
 BLOCKING_ONLY = {"__enter__", "__exit__", "close"}
 RETURNS = {
-    "_Connecting": "Self",  # which is its own context manager
+    "Connecting[Self]": "Self",  # which is its own context manager
     "AsyncGenerator[JobResult, None]": "Generator[JobResult, None, None]",
 }
 

@@ -13,9 +13,9 @@ import redis.asyncio
 from command import COMMAND, FakeWorker, Run, files, json_lines, one_line, queued, settle_all, subscribers, text, write
 from promptq.producer import JobResult, JobStatus, batch, collect, keys
 from promptq.producer.console import CommandError, explain
+from promptq.producer.entries import CHUNK_JOBS
 from promptq.producer.inputs import BadLine
 from promptq.producer.outputs import open_output
-from promptq.producer.entries import CHUNK_JOBS
 from waiting import wait_until
 
 pytest_plugins = ["command_fixture"]
