@@ -158,20 +158,28 @@ class PromptQueue:
         """Each chunk is prepared while Redis takes the one before it."""
         handles: list[JobHandle] = []
         sending: asyncio.Task[list[JobHandle]] | None = None
+
+        async def finish_sending() -> None:
+            nonlocal sending
+            if sending:
+                last, sending = sending, None
+                handles.extend(await last)
+
         try:
             for chunk in chunks:
-                if sending:
-                    handles += await sending
+                await finish_sending()
                 sending = asyncio.create_task(self._send(chunk))
                 await asyncio.sleep(0)  # by which it is written
-            if sending:
-                handles += await sending
-        except PromptqError as error:
-            if sending and not sending.done():
-                with contextlib.suppress(PromptqError):
-                    handles += await sending
-            error.accepted = (*(handle.id for handle in handles), *error.accepted)
+            await finish_sending()
+        except Exception as error:
+            with contextlib.suppress(PromptqError):
+                await finish_sending()
+            if isinstance(error, PromptqError):
+                error.accepted = (*(handle.id for handle in handles), *error.accepted)
             raise
+        finally:
+            if sending:
+                sending.cancel()
         return handles
 
     async def _send(self, entries: Sequence[records.Entry]) -> list[JobHandle]:

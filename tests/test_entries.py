@@ -1,3 +1,4 @@
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, timezone
@@ -29,6 +30,7 @@ from promptq.producer import (
 from promptq.producer.entries import adoption_of, entry_of, job_of
 from promptq.producer.models import DELIVERY_FIELDS, REQUEST_FIELDS
 from promptq.producer.records import Entry
+from waiting import wait_until
 
 pytestmark = pytest.mark.producer
 
@@ -38,7 +40,7 @@ SETTINGS = ProducerSettings()
 @pytest.fixture
 async def queue(redis_url: str) -> AsyncIterator[PromptQueue]:
     """With room for 300 jobs a lane and half a megabyte a job."""
-    settings = ProducerSettings(redis_url=redis_url, redis_timeout=1, max_queued=300, max_payload=500_000)  # type: ignore[arg-type]
+    settings = ProducerSettings(redis_url=redis_url, redis_timeout=1, max_queued=200, max_payload=500_000)  # type: ignore[arg-type]
     async with PromptQueue.connect(settings=settings) as queue:
         yield queue
 
@@ -279,9 +281,9 @@ def test_ids_are_given_or_made() -> None:
 
 
 async def test_chunks_by_count(queue: PromptQueue, redis_client: Redis, chunks: list[Sequence[Entry]]) -> None:
-    """At most 250 jobs a call, handles in the order of the jobs."""
+    """At most 150 jobs a call, handles in the order of the jobs."""
     handles = await queue.enqueue_many([{"prompt": f"prompt {n}", "model": f"m{n % 3}"} for n in range(600)])
-    assert [len(chunk) for chunk in chunks] == [250, 250, 100]
+    assert [len(chunk) for chunk in chunks] == [150] * 4
     assert [handle.id for handle in handles] == [entry.id for chunk in chunks for entry in chunk]
     assert [handle.queue_name for handle in handles[:3]] == [keys.lane(f"m{n}") for n in range(3)]
     assert {(handle.created, handle.status) for handle in handles} == {(True, JobStatus.QUEUED)}
@@ -320,9 +322,19 @@ async def test_a_list_is_validated_whole(queue: PromptQueue, redis_client: Redis
     assert await redis_client.dbsize() == 0
 
 
-async def test_a_stream_is_enqueued_chunk_by_chunk(queue: PromptQueue, redis_client: Redis) -> None:
-    """A generator is read as it is sent; the error says what had been accepted before."""
-    read = 0
+@pytest.mark.parametrize("is_slow", [False, True], ids=["quick", "slow"])
+async def test_a_stream_is_enqueued_chunk_by_chunk(
+    queue: PromptQueue, redis_client: Redis, monkeypatch: pytest.MonkeyPatch, is_slow: bool
+) -> None:
+    """A generator is read as it is sent; the error says what had been accepted before, or was under way."""
+    read, enqueue = 0, scripts.enqueue
+
+    async def enqueue_slowly(*args: Any, **options: Any) -> Any:
+        await asyncio.sleep(0.05)
+        return await enqueue(*args, **options)
+
+    if is_slow:
+        monkeypatch.setattr(scripts, "enqueue", enqueue_slowly)
 
     def prompts() -> Iterator[Any]:
         nonlocal read
@@ -333,8 +345,8 @@ async def test_a_stream_is_enqueued_chunk_by_chunk(queue: PromptQueue, redis_cli
 
     with pytest.raises(InvalidJob, match=r"^job 270: prompt") as caught:
         await queue.enqueue_many(prompts())
-    assert len(caught.value.accepted) == 250
-    assert (await queue.stats()).lanes[0].queued == 250
+    assert len(caught.value.accepted) == 150
+    assert (await queue.stats()).lanes[0].queued == 150
     assert set(await queue.results(caught.value.accepted)) == set(caught.value.accepted)
     await Hand(redis_client).answer_all()
 
@@ -345,14 +357,47 @@ async def test_no_jobs_are_no_call(queue: PromptQueue, redis_client: Redis, chun
     assert chunks == []
 
 
+async def test_a_chunk_is_prepared_while_redis_takes_the_one_before(
+    queue: PromptQueue, redis_client: Redis, chunks: list[Sequence[Entry]]
+) -> None:
+    """The first call is under way when the second chunk is read; there are never two at a time."""
+    under_way: list[int] = []
+
+    def prompts() -> Iterator[str]:
+        for number in range(200):
+            under_way.append(len(chunks))
+            yield f"prompt {number}"
+
+    await queue.enqueue_many(prompts())
+    assert under_way == [0] * 151 + [1] * 49
+    await Hand(redis_client).answer_all()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
+async def test_what_is_under_way_when_the_iterable_fails(
+    queue: PromptQueue, redis_client: Redis, error: type[BaseException]
+) -> None:
+    """Its own error comes out, and no task is left behind."""
+
+    def prompts() -> Iterator[str]:
+        yield from ["Hello"] * 160
+        raise error
+
+    before = asyncio.all_tasks()
+    with pytest.raises(error):
+        await queue.enqueue_many(prompts())
+    await wait_until(lambda: asyncio.all_tasks() == before)
+    await Hand(redis_client).answer_all()
+
+
 async def test_a_full_lane_refuses_the_call(queue: PromptQueue, redis_client: Redis) -> None:
     """QueueFull: nothing of that call is written, what earlier ones wrote is in `accepted`; other lanes are open."""
-    with pytest.raises(QueueFull, match=r"'grok-4' holds 250 of 300 jobs") as caught:
-        await queue.enqueue_many([{"prompt": "Hello", "id": f"job-{n}"} for n in range(301)])
-    assert caught.value.accepted == tuple(f"job-{n}" for n in range(250))
-    assert (await queue.stats()).lanes[0].queued == 250
+    with pytest.raises(QueueFull, match=r"'grok-4' holds 150 of 200 jobs") as caught:
+        await queue.enqueue_many([{"prompt": "Hello", "id": f"job-{n}"} for n in range(201)])
+    assert caught.value.accepted == tuple(f"job-{n}" for n in range(150))
+    assert (await queue.stats()).lanes[0].queued == 150
     await queue.enqueue_many(f"prompt {n}" for n in range(50))
-    with pytest.raises(QueueFull, match="300 of 300"):
+    with pytest.raises(QueueFull, match="200 of 200"):
         await queue.enqueue("one too many")
     assert (await queue.enqueue("Hello", id="job-7")).created is False
     assert (await queue.enqueue("Hello", model="grok-3")).created
@@ -375,7 +420,7 @@ async def test_a_refused_chunk_tells_what_was_accepted(
     monkeypatch.setattr(scripts, "enqueue", break_down)
     with pytest.raises(QueueUnavailable, match="gone") as caught:
         await queue.enqueue_many([{"prompt": "Hello", "id": f"job-{n}"} for n in range(260)])
-    assert caught.value.accepted == tuple(f"job-{n}" for n in range(250))
+    assert caught.value.accepted == tuple(f"job-{n}" for n in range(150))
     await Hand(redis_client).answer_all()
 
 
