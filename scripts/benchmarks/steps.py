@@ -1,0 +1,176 @@
+"""What one job costs, step by step: each alone, in one process, over and over; Redis' share by its own count.
+
+It looks inside promptq's modules on purpose: a step has no public name, only the whole has.
+"""
+
+import asyncio
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import hiredis
+import redis
+
+from contenders import MAX_TOKENS, MODEL, producer_settings, prompts
+from promptq.producer import scripts
+from promptq.producer.entries import entry_of, job_of
+from promptq.producer.models import PromptJob
+from promptq.producer.queue import CHUNK_JOBS
+from promptq.producer.records import Arg, ClaimedJob, ClaimRequest, Entry, Settlement
+from promptq.worker.providers.echo import EchoProvider
+from promptq.worker.run import Run, Runner
+from promptq.worker.settings import Settings
+from promptq.worker.settlement import Clerk
+from rig import Rig, Server
+
+REPEATS = 5
+"""Of every step outside Redis; the median counts."""
+WORKER = "bench"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`where`: producer, Redis or worker. Microseconds a job."""
+
+    where: str
+    what: str
+    microseconds: float
+
+
+class Steps:
+    """The same jobs through one step after the other, each with what the one before it gave."""
+
+    def __init__(self, server: Server, count: int, slots: int) -> None:
+        self.steps: list[Step] = []
+        self._server, self._count, self._slots = server, count, slots
+
+    def run(self) -> None:
+        """All steps, in a job's order."""
+        entries = self._enqueue()
+        self._on_redis("enqueue script", scripts.ENQUEUE, _enqueue_calls(entries))
+        requests = self._claim_calls()
+        replies = self._on_redis("claim script", scripts.CLAIM, requests)
+        claims = self._timed("worker", "parse the claim", lambda: [scripts._claimed(_parsed(raw)) for raw in replies])
+        settlements = asyncio.run(self._run_jobs([job for claim in claims for job in claim.jobs]))
+        self._timed("worker", "pack the settlements", lambda: _packed(scripts.SETTLE, self._settle_calls(settlements)))
+        replies = self._on_redis("settle script", scripts.SETTLE, self._settle_calls(settlements))
+        if {word for raw in replies for word in _parsed(raw)} != {b"done"}:
+            raise RuntimeError("not every settlement was taken")
+
+    def _enqueue(self) -> list[Entry]:
+        texts, fields = prompts(self._count), {"model": MODEL, "max_tokens": MAX_TOKENS}
+        settings = producer_settings(self._server.url)
+        jobs = self._timed("producer", "validate", lambda: [job_of(text, fields) for text in texts])
+        entries = self._timed("producer", "encode, digest", lambda: [entry_of(job, settings) for job in jobs])
+        self._timed("producer", "pack the call", lambda: _packed(scripts.ENQUEUE, _enqueue_calls(entries)))
+        return entries
+
+    def _claim_calls(self) -> Iterator[Sequence[Arg]]:
+        for seq in range(1, -(-self._count // self._slots) + 1):
+            yield ClaimRequest(
+                WORKER, seq, slots=self._slots, lease=600_000, take_over_until=0, may_take_poison=True,
+                failure_ttl=600_000, result_ttl=600_000, known_lanes=(MODEL,),
+            ).args(None)  # fmt: skip
+
+    def _settle_calls(self, settlements: Sequence[Settlement]) -> Iterator[Sequence[Arg]]:
+        for start in range(0, len(settlements), self._slots):
+            yield scripts._settle_args(settlements[start : start + self._slots], False, None)
+
+    async def _run_jobs(self, jobs: Sequence[ClaimedJob]) -> list[Settlement]:
+        settings, provider = Settings.model_validate({"redis_url": self._server.url}), EchoProvider()
+        runner = Runner(provider, settings, Clerk.of(settings, WORKER, provider.name))
+        runs = [Run(job, f"{WORKER}:{number // self._slots + 1}", 0) for number, job in enumerate(jobs)]
+        admitted = self._timed("worker", "decode, admit", lambda: [runner._admit(run) for run in runs])
+        pairs = [(run, prompt) for run, prompt in zip(runs, admitted, strict=True) if isinstance(prompt, PromptJob)]
+        said = await self._timed_calls(runner, pairs)
+        judged = self._timed(
+            "worker", "judge", lambda: [runner._judge(*pair, word) for pair, word in zip(pairs, said, strict=True)]
+        )
+        return self._timed(
+            "worker",
+            "encode the settlement",
+            lambda: [
+                runner.clerk.settlement(run.job, run.token, outcome, call)
+                for run, (outcome, call) in zip(runs, judged, strict=True)
+            ],
+        )
+
+    async def _timed_calls(self, runner: Runner, pairs: Sequence[tuple[Run, PromptJob]]) -> list[Any]:
+        """One task a job, as many at once as there are slots."""
+        took: list[float] = []
+        said: list[Any] = []
+        for _ in range(REPEATS):
+            began, said = time.perf_counter(), []
+            for start in range(0, len(pairs), self._slots):
+                some = pairs[start : start + self._slots]
+                said += await asyncio.gather(*(asyncio.create_task(runner._call(*pair)) for pair in some))
+            took.append(time.perf_counter() - began)
+        self._note("worker", "start a task, call echo", statistics.median(took))
+        return said
+
+    def _timed(self, where: str, what: str, work: Callable[[], T]) -> T:
+        result, took = None, []
+        for _ in range(REPEATS):
+            began = time.perf_counter()
+            result = work()
+            took.append(time.perf_counter() - began)
+        self._note(where, what, statistics.median(took))
+        return result  # type: ignore[return-value] # there is at least one repeat
+
+    def _on_redis(self, what: str, script: scripts.Script, calls: Iterable[Sequence[Arg]]) -> list[bytes]:
+        """The raw replies. Once: what a script does cannot be repeated."""
+        self._server.client.script_load(script.text)
+        before = self._server.microseconds_in_scripts()
+        with socket.create_connection(("127.0.0.1", self._server.port)) as connection:
+            replies = [_asked(connection, packed) for packed in _packed(script, calls)]
+        self._note("Redis", what, (self._server.microseconds_in_scripts() - before) / 1e6)
+        return replies
+
+    def _note(self, where: str, what: str, seconds: float) -> None:
+        self.steps.append(Step(where, what, seconds / self._count * 1e6))
+
+
+def _enqueue_calls(entries: Sequence[Entry]) -> Iterator[Sequence[Arg]]:
+    for start in range(0, len(entries), CHUNK_JOBS):
+        args: list[Arg] = ["", f"nonce {start}", len(entries)]
+        for entry in entries[start : start + CHUNK_JOBS]:
+            args += entry.args()
+        yield args
+
+
+def _packed(script: scripts.Script, calls: Iterable[Sequence[Arg]]) -> list[bytes]:
+    pack = cast(Any, redis.Connection)().pack_command
+    return [b"".join(pack("EVALSHA", script.sha, 0, *args)) for args in calls]
+
+
+def _asked(connection: socket.socket, packed: bytes) -> bytes:
+    connection.sendall(packed)
+    raw, reader = b"", hiredis.Reader()
+    while True:
+        some = connection.recv(1 << 20)
+        raw += some
+        reader.feed(some)
+        if (reply := reader.gets()) is not False:
+            break
+    if isinstance(reply, hiredis.ReplyError):
+        raise reply
+    return raw
+
+
+def _parsed(raw: bytes) -> Any:
+    reader = hiredis.Reader()
+    reader.feed(raw)
+    return reader.gets()
+
+
+def steps(rig: Rig) -> list[Step]:
+    """Every step, in a job's order."""
+    with rig.server() as server:
+        measured = Steps(server, rig.plan.step_jobs, rig.plan.max_jobs)
+        measured.run()
+    return measured.steps
