@@ -74,7 +74,7 @@ def run(chosen: Sequence[str], rig: Rig, progress: Console) -> Report:
         progress.print(f"{time.monotonic() - began:.0f} s", highlight=False)
     if SLOW in chosen or len(chosen) > 1:
         figures += slow(rig)
-    return Report(taken_at, where, versions, rig.plan, figures, steps(rig) if STEPS in chosen else ())
+    return Report(taken_at, where, versions, rig.plan, figures, steps(rig) if STEPS in chosen else (), rig.raw)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,6 +28,8 @@ class Plan:
     """From the last job to the window: longer than a lease."""
     million_jobs: int = 1_000_000
     step_jobs: int = 5_000
+    step_batch: int = 50
+    """Jobs in one claim and in one settlement: what a worker with a hundred slots asks for."""
     job_timeout: float = 3600.0
     arq_poll_delay: float = 0.01
 

@@ -61,7 +61,10 @@ def _pickups(rig: Rig, contender: Contender, count: int, poll_delay: float) -> T
         "start of the call": [(calls[prompt] - began) / 1e6 for prompt, (began, _) in asked.items()],
         "result": [(ended - began) / 1e6 for began, ended in asked.values()],
     }
-    return {end: samples[1:] for end, samples in times.items()}  # the first one opens connections
+    for end, samples in times.items():
+        del samples[0]  # the first one opens connections
+        rig.raw.setdefault(f"{contender.name}, polling every {poll_delay} s: {end}, ms", []).extend(samples)
+    return times
 
 
 Asked = dict[str, tuple[int, int]]
@@ -99,10 +102,8 @@ def idle(rig: Rig) -> list[Figure]:
     """Commands that one idle worker sends, after it has had work."""
     poll_delays = (rig.plan.arq_poll_delay, ARQ_DEFAULT_POLL_DELAY)
     with ExitStack() as stack:
-        servers = [
-            _idle_worker(rig, stack, PROMPTQ, 0),
-            *(_idle_worker(rig, stack, ARQ, delay) for delay in poll_delays),
-        ]
+        servers = [_idle_worker(rig, stack, PROMPTQ, 0)]
+        servers += [_idle_worker(rig, stack, ARQ, poll_delay) for poll_delay in poll_delays]
         time.sleep(rig.plan.idle_settle)
         rates = [asyncio.run(_commands(servers, rig.plan.idle_window)) for _ in range(rig.plan.rounds)]
     ours, *theirs = zip(*rates, strict=True)

@@ -30,9 +30,10 @@ class Report:
     settings: Plan
     figures: Sequence[Figure]
     steps: Sequence[Step]
+    raw: dict[str, list[float]]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, with the raw samples."""
+        """JSON-ready, with every sample."""
         figures = [asdict(figure) | {"reached": figure.is_reached} for figure in self.figures]
         return asdict(self) | {"figures": figures}
 
@@ -95,17 +96,17 @@ $ ./scripts/bench --json bench.json  # with every sample
 
 Machines are noisy, so what counts is a ratio inside one run: contenders take turns in every round, each with a fresh
 private Redis (nothing is written to disk) and with worker processes of its own; medians of the rounds are shown, and
-the median of the rounds' ratios. The beginning of the processes and the reading back of every result, which is
-checked, are outside the clock. The log level is `warning`.
+the median of the rounds' ratios (ours to what is beside it). The beginning of the processes and the reading back of
+every result, which is checked, are outside the clock. The log level is `warning`.
 
 - `drain`: jobs are queued, the worker is connected; from its start until the last result stands. Plain arq runs a
   coroutine that returns the prompt, with pydantic's JSON instead of pickle.
 - `calls`: the same with the `xai` provider and the simulator, without latency, in a process of its own; beside it the
-  script  that one would write without a queue: one `AsyncClient`, a semaphore, `asyncio.gather`.
+  script that one would write without a queue: one `AsyncClient`, a semaphore, `asyncio.gather`.
 - `pickup`: one idle worker, jobs one by one; from before `enqueue` to the first line of the provider, and to the
   return of `wait`.
 - `scale`: all jobs are queued, all workers are connected, then all start at once; the clock ends with the last
-  result, so the  last round counts in full.
+  result, so the last round counts in full.
 - `idle`: commands by `MONITOR`, which tells those of clients from those of scripts; the worker has had work before.
 - `recover`: from the SIGKILL, at a random moment, to the next start of the call, in another worker that has been up
   for a lease.

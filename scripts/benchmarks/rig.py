@@ -22,6 +22,7 @@ from promptq.worker.embedded import PrivateRedis
 HERE = Path(__file__).parent
 SLOW_FROM = 1_000
 """Microseconds from which Redis logs a command."""
+SLOW_KEPT = 100_000
 POLL = 0.005
 PATIENCE = 600.0
 PATIENCE_AT_THE_END = 10.0
@@ -87,7 +88,7 @@ class Server:
 
     def slow_calls(self, measure: str) -> Iterator[SlowCall]:
         """Scripts of ours in the slow log, which keeps 31 words of a call and the number of the others."""
-        for _, _, microseconds, words, *_ in cast(Any, self.client).execute_command("SLOWLOG", "GET", -1):
+        for _, _, microseconds, words, *_ in cast(Any, self.client).execute_command("SLOWLOG", "GET", SLOW_KEPT):
             if words[0].upper() == b"EVALSHA" and (verb := _VERBS.get(words[1].decode())):
                 cut = _CUT.fullmatch(words[-1])
                 count = len(words) - 1 + int(cut[1]) if cut else len(words)
@@ -117,6 +118,7 @@ class Child:
             stdout=subprocess.PIPE,
             env=environment,
             text=True,
+            process_group=0,  # Ctrl-C is for the measure, which then ends its children
         )
         self._stdin, self._stdout = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
 
@@ -168,12 +170,14 @@ class Rig:
     script_calls: int = 0
     latency: dict[str, int] = field(default_factory=dict)
     """The longest, in ms, of each event of Redis' latency monitor."""
+    raw: dict[str, list[float]] = field(default_factory=dict)
+    """What figures are made of where they are no medians of rounds."""
     measure: str = ""
 
     @contextlib.contextmanager
     def server(self) -> Iterator[Server]:
         """A fresh Redis, without persistence."""
-        args = ["--slowlog-log-slower-than", str(SLOW_FROM), "--slowlog-max-len", "100000"]
+        args = ["--slowlog-log-slower-than", str(SLOW_FROM), "--slowlog-max-len", str(SLOW_KEPT)]
         args += ["--latency-monitor-threshold", "1"]
         with PrivateRedis(args=args) as private:
             server = Server(private.url)

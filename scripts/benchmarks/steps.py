@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import hiredis
-import redis
 
 from contenders import MAX_TOKENS, MODEL, producer_settings, prompts
 from promptq.producer import scripts
+from promptq.producer.connection import open_redis
 from promptq.producer.entries import entry_of, job_of
 from promptq.producer.models import PromptJob
 from promptq.producer.queue import CHUNK_JOBS
@@ -45,9 +45,9 @@ class Step:
 class Steps:
     """The same jobs through one step after the other, each with what the one before it gave."""
 
-    def __init__(self, server: Server, count: int, slots: int) -> None:
+    def __init__(self, server: Server, count: int, batch: int) -> None:
         self.steps: list[Step] = []
-        self._server, self._count, self._slots = server, count, slots
+        self._server, self._count, self._batch = server, count, batch
 
     def run(self) -> None:
         """All steps, in a job's order."""
@@ -71,20 +71,20 @@ class Steps:
         return entries
 
     def _claim_calls(self) -> Iterator[Sequence[Arg]]:
-        for seq in range(1, -(-self._count // self._slots) + 1):
+        for seq in range(1, -(-self._count // self._batch) + 1):
             yield ClaimRequest(
-                WORKER, seq, slots=self._slots, lease=600_000, take_over_until=0, may_take_poison=True,
+                WORKER, seq, slots=self._batch, lease=600_000, take_over_until=0, may_take_poison=True,
                 failure_ttl=600_000, result_ttl=600_000, known_lanes=(MODEL,),
             ).args(None)  # fmt: skip
 
     def _settle_calls(self, settlements: Sequence[Settlement]) -> Iterator[Sequence[Arg]]:
-        for start in range(0, len(settlements), self._slots):
-            yield scripts._settle_args(settlements[start : start + self._slots], False, None)
+        for start in range(0, len(settlements), self._batch):
+            yield scripts._settle_args(settlements[start : start + self._batch], False, None)
 
     async def _run_jobs(self, jobs: Sequence[ClaimedJob]) -> list[Settlement]:
         settings, provider = Settings.model_validate({"redis_url": self._server.url}), EchoProvider()
         runner = Runner(provider, settings, Clerk.of(settings, WORKER, provider.name))
-        runs = [Run(job, f"{WORKER}:{number // self._slots + 1}", 0) for number, job in enumerate(jobs)]
+        runs = [Run(job, f"{WORKER}:{number // self._batch + 1}", 0) for number, job in enumerate(jobs)]
         admitted = self._timed("worker", "decode, admit", lambda: [runner._admit(run) for run in runs])
         pairs = [(run, prompt) for run, prompt in zip(runs, admitted, strict=True) if isinstance(prompt, PromptJob)]
         said = await self._timed_calls(runner, pairs)
@@ -106,8 +106,8 @@ class Steps:
         said: list[Any] = []
         for _ in range(REPEATS):
             began, said = time.perf_counter(), []
-            for start in range(0, len(pairs), self._slots):
-                some = pairs[start : start + self._slots]
+            for start in range(0, len(pairs), self._batch):
+                some = pairs[start : start + self._batch]
                 said += await asyncio.gather(*(asyncio.create_task(runner._call(*pair)) for pair in some))
             took.append(time.perf_counter() - began)
         self._note("worker", "start a task, call echo", statistics.median(took))
@@ -144,7 +144,7 @@ def _enqueue_calls(entries: Sequence[Entry]) -> Iterator[Sequence[Arg]]:
 
 
 def _packed(script: scripts.Script, calls: Iterable[Sequence[Arg]]) -> list[bytes]:
-    pack = cast(Any, redis.Connection)().pack_command
+    pack = cast(Any, open_redis("redis://127.0.0.1", timeout=1).connection_pool).make_connection().pack_command
     return [b"".join(pack("EVALSHA", script.sha, 0, *args)) for args in calls]
 
 
@@ -171,6 +171,6 @@ def _parsed(raw: bytes) -> Any:
 def steps(rig: Rig) -> list[Step]:
     """Every step, in a job's order."""
     with rig.server() as server:
-        measured = Steps(server, rig.plan.step_jobs, rig.plan.max_jobs)
+        measured = Steps(server, rig.plan.step_jobs, rig.plan.step_batch)
         measured.run()
     return measured.steps

@@ -3,8 +3,10 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+
+from redis import Redis
 
 from contenders import ARQ, PROMPTQ, Contender, prompts
 from figures import Figure, Target, alone, compared
@@ -12,6 +14,7 @@ from rig import Child, Rig, Server
 
 DELAYS: dict[str, float | None] = {"no proxy": None, "no delay": 0.0, "0.5 ms": 0.0005, "1 ms": 0.001}
 """Of the proxy, each way, in seconds."""
+PINGS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def latency(rig: Rig) -> list[Figure]:
     for _ in range(rig.plan.rounds):
         for name, delay in DELAYS.items():
             rates[name].append(drain_once(rig, PROMPTQ, rig.plan.drain_jobs, delay=delay).rate)
-    return [
+    figures = [
         compared(
             "latency",
             f"{name} each way between worker and Redis",
@@ -131,6 +134,22 @@ def latency(rig: Rig) -> list[Figure]:
         for name in ("1 ms", "0.5 ms")
         for beside, contender in (("no delay", "the proxy without delay"), ("no proxy", "no proxy"))
     ]
+    return figures + [
+        alone("latency", f"round trip, {name} each way", "ms", ours=_round_trips(rig, delay))
+        for name, delay in DELAYS.items()
+        if delay is not None
+    ]
+
+
+def _round_trips(rig: Rig, delay: float) -> list[float]:
+    """What a proxy really takes, in ms."""
+    took = []
+    with rig.server() as server, _delayed(server, delay) as url, closing(Redis.from_url(url)) as client:
+        for _ in range(PINGS):
+            began = time.perf_counter()
+            client.ping()
+            took.append((time.perf_counter() - began) * 1000)
+    return took
 
 
 def _all(name: str, drained: Sequence[Drained]) -> list[float]:
