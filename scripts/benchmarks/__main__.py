@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 
 import machine
-import report
 from calling import calls
 from enqueueing import enqueue
 from figures import Figure
@@ -52,8 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     if told.json:
         told.json.write_text(json.dumps(found.as_dict(), indent=1) + "\n")
     if told.publish:
-        report.PAGE.write_text(found.page())
-        console.print(f"wrote {report.PAGE}")
+        found.publish()
     missed = any(figure.is_reached is False for figure in found.figures)
     return 1 if told.check and missed else 0
 

@@ -14,8 +14,8 @@ from rig import HERE
 from steps import Step
 
 PAGE = HERE.parent.parent / "docs" / "benchmarks.md"
-FINDINGS = HERE / "findings.md"
-"""Written by hand; becomes the last part of the page."""
+FINDINGS = "\n## Findings\n"
+"""What follows it on the page is written by hand, and kept."""
 
 COLUMNS = ("measure", "what", "figure", "beside it", "ratio", "target", "reached")
 
@@ -52,13 +52,17 @@ class Report:
                 table.add_row(step.where, step.what, f"{step.microseconds:.1f}")
             console.print(table)
 
-    def page(self) -> str:
-        """docs/benchmarks.md."""
+    def publish(self) -> None:
+        """Write docs/benchmarks.md anew, but for its findings."""
+        _, _, findings = (PAGE.read_text() if PAGE.exists() else "").partition(FINDINGS)
+        PAGE.write_text(self._page() + FINDINGS + findings)
+
+    def _page(self) -> str:
         return "\n".join(
             [
                 "# Benchmarks",
                 "",
-                "Written by `./scripts/bench --publish`; the findings at the end are by hand.",
+                "Written by `./scripts/bench --publish`, but for the findings at the end, which it keeps.",
                 "",
                 _HOW,
                 "",
@@ -81,7 +85,6 @@ class Report:
                 "",
                 *_table(("setting", "value"), asdict(self.settings).items()),
                 "",
-                FINDINGS.read_text(),
             ]
         )
 
@@ -130,13 +133,11 @@ def _notes(figures: Iterable[Figure]) -> Iterator[str]:
             yield from (f"`{figure.measure}`: {figure.note}.", "")
 
 
-def _steps(steps: Iterable[Step]) -> Iterator[tuple[str, str, str]]:
-    for where, some in groupby(sorted(steps, key=lambda step: step.where), lambda step: step.where):
-        total = 0.0
-        for step in some:
-            total += step.microseconds
-            yield where, step.what, f"{step.microseconds:.1f}"
-        yield where, "**all of these**", f"**{total:.1f}**"
+def _steps(steps: Sequence[Step]) -> Iterator[tuple[str, str, str]]:
+    for where in dict.fromkeys(step.where for step in steps):
+        its = [step for step in steps if step.where == where]
+        yield from ((where, step.what, f"{step.microseconds:.1f}") for step in its)
+        yield where, "**all of these**", f"**{sum(step.microseconds for step in its):.1f}**"
 
 
 def _number(value: float) -> str:

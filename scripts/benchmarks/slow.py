@@ -13,12 +13,13 @@ def slow(rig: Rig) -> list[Figure]:
     over = sum(call.milliseconds > target.bound for call in rig.slow)
     by_verb = {verb: max(c.milliseconds for c in rig.slow if c.verb == verb) for verb in {c.verb for c in rig.slow}}
     verbs = ", ".join(f"{verb} {most:.1f} ms" for verb, most in sorted(by_verb.items()))
+    events = ", ".join(f"{event} {most} ms" for event, most in sorted(rig.latency.items()))
     return [
         Figure(
             "slow", f"the longest script: {longest.verb} with {longest.arguments:,} arguments, in `{longest.measure}`",
             longest.milliseconds, "ms", target=target,
             note=f"{over} of {rig.script_calls:,} calls of scripts took longer than {target.bound:g} ms; the longest"
-            f" of each: {verbs}; Redis' own latency monitor: {rig.latency}",
+            f" of each: {verbs}; Redis' own latency monitor: {events}",
             samples={verb: [c.milliseconds for c in rig.slow if c.verb == verb] for verb in by_verb},
         )
     ]  # fmt: skip
