@@ -115,7 +115,8 @@ every result, which is checked, are outside the clock. The log level is `warning
   for a lease.
 - `million`: how fast the first jobs leave a very long queue, beside the whole of a short one.
 - `latency`: a proxy that holds every byte back for so long, each way, without making one wait for another.
-- `slow`: the longest script of ours in all of Redis' slow logs (from 1 ms on), waits for the processor included."""
+- `slow`: the longest script of ours in all of Redis' slow logs (from 1 ms on). Redis counts what it waits for the
+  processor, too; so calls as long as promptq ever makes them (100 jobs, 150 to enqueue) are repeated by themselves."""
 
 
 def _cells(figure: Figure) -> tuple[str, ...]:

@@ -1,25 +1,36 @@
-"""`slow`: the longest of our scripts in everything that this run did."""
+"""`slow`: the longest of our scripts in everything that this run did, and what the longest calls take by themselves."""
 
-from figures import Figure, Target
+from figures import Figure, Target, alone
 from rig import Rig
+from steps import longest_calls
+
+TARGET = Target(5, "value", "at most")
 
 
 def slow(rig: Rig) -> list[Figure]:
-    """From the slow logs of all the servers; nothing in them means that nothing took a millisecond."""
-    longest = max(rig.slow, key=lambda call: call.milliseconds, default=None)
-    target = Target(5, "value", "at most")
-    if longest is None:
-        return [Figure("slow", "the longest script", 0, "ms", target=target, note="no script took a millisecond")]
-    over = sum(call.milliseconds > target.bound for call in rig.slow)
-    by_verb = {verb: max(c.milliseconds for c in rig.slow if c.verb == verb) for verb in {c.verb for c in rig.slow}}
-    verbs = ", ".join(f"{verb} {most:.1f} ms" for verb, most in sorted(by_verb.items()))
+    """From the slow logs of all the servers; and, where a busy machine stretches those, medians of calls alone."""
+    figures = [_longest(rig)] if rig.slow else []
+    return figures + [
+        alone("slow", f"{what}, its longest call, median of {len(times)}", "ms", ours=times, target=TARGET)
+        for what, times in longest_calls(rig).items()
+    ]
+
+
+def _longest(rig: Rig) -> Figure:
+    longest = max(rig.slow, key=lambda call: call.milliseconds)
+    samples: dict[str, list[float]] = {}
+    for call in rig.slow:
+        samples.setdefault(call.verb, []).append(call.milliseconds)
+    over = sum(call.milliseconds > TARGET.bound for call in rig.slow)
+    verbs = ", ".join(f"{verb} {max(times):.1f} ms" for verb, times in sorted(samples.items()))
     events = ", ".join(f"{event} {most} ms" for event, most in sorted(rig.latency.items()))
-    return [
-        Figure(
-            "slow", f"the longest script: {longest.verb} with {longest.arguments:,} arguments, in `{longest.measure}`",
-            longest.milliseconds, "ms", target=target,
-            note=f"{over} of {rig.script_calls:,} calls of scripts took longer than {target.bound:g} ms; the longest"
-            f" of each: {verbs}; Redis' own latency monitor: {events}",
-            samples={verb: [c.milliseconds for c in rig.slow if c.verb == verb] for verb in by_verb},
-        )
-    ]  # fmt: skip
+    return Figure(
+        "slow",
+        f"the longest script: {longest.verb} with {longest.arguments:,} arguments, in `{longest.measure}`",
+        longest.milliseconds,
+        "ms",
+        target=TARGET,
+        note=f"{over} of {rig.script_calls:,} calls of scripts took longer than {TARGET.bound:g} ms; the longest"
+        f" of each: {verbs}; Redis' own latency monitor: {events}",
+        samples=samples,
+    )

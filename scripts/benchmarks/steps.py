@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import hiredis
@@ -20,6 +21,7 @@ from promptq.producer.entries import entry_of, job_of
 from promptq.producer.models import PromptJob
 from promptq.producer.queue import CHUNK_JOBS
 from promptq.producer.records import Arg, ClaimedJob, ClaimRequest, Entry, Settlement
+from promptq.worker.exchange import CLAIMED_AT_ONCE
 from promptq.worker.providers.echo import EchoProvider
 from promptq.worker.run import Run, Runner
 from promptq.worker.settings import Settings
@@ -47,6 +49,8 @@ class Steps:
 
     def __init__(self, server: Server, count: int, batch: int) -> None:
         self.steps: list[Step] = []
+        self.calls: dict[str, list[float]] = {}
+        """Milliseconds of each call of a script, by the script's step."""
         self._server, self._count, self._batch = server, count, batch
 
     def run(self) -> None:
@@ -125,10 +129,13 @@ class Steps:
     def _on_redis(self, what: str, script: scripts.Script, calls: Iterable[Sequence[Arg]]) -> list[bytes]:
         """The raw replies. Once: what a script does cannot be repeated."""
         self._server.client.script_load(script.text)
-        before = self._server.microseconds_in_scripts()
+        replies, counts = [], [self._server.microseconds_in_scripts()]
         with socket.create_connection(("127.0.0.1", self._server.port)) as connection:
-            replies = [_asked(connection, packed) for packed in _packed(script, calls)]
-        self._note("Redis", what, (self._server.microseconds_in_scripts() - before) / 1e6)
+            for packed in _packed(script, calls):
+                replies.append(_asked(connection, packed))
+                counts.append(self._server.microseconds_in_scripts())
+        self.calls[what] = [(after - before) / 1000 for before, after in pairwise(counts)]
+        self._note("Redis", what, (counts[-1] - counts[0]) / 1e6)
         return replies
 
     def _note(self, where: str, what: str, seconds: float) -> None:
@@ -174,3 +181,11 @@ def steps(rig: Rig) -> list[Step]:
         measured = Steps(server, rig.plan.step_jobs, rig.plan.step_batch)
         measured.run()
     return measured.steps
+
+
+def longest_calls(rig: Rig) -> dict[str, list[float]]:
+    """Milliseconds of calls as long as promptq ever makes them, by what they do."""
+    with rig.server() as server:
+        measured = Steps(server, rig.plan.step_jobs, CLAIMED_AT_ONCE)
+        measured.run()
+    return measured.calls
