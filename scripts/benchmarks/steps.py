@@ -17,9 +17,8 @@ import hiredis
 from contenders import MAX_TOKENS, MODEL, producer_settings, prompts
 from promptq.producer import scripts
 from promptq.producer.connection import open_redis
-from promptq.producer.entries import entry_of, job_of
+from promptq.producer.entries import CHUNK_JOBS, entry_of, job_of
 from promptq.producer.models import PromptJob
-from promptq.producer.queue import CHUNK_JOBS
 from promptq.producer.records import Arg, ClaimedJob, ClaimRequest, Entry, Settlement
 from promptq.worker.exchange import CLAIMED_AT_ONCE
 from promptq.worker.providers.echo import EchoProvider
