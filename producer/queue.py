@@ -6,7 +6,7 @@ with the same id nothing runs twice.
 
 import asyncio
 import contextlib
-import uuid
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -199,7 +199,7 @@ class PromptQueue:
         return handles
 
     async def _accept(self, entries: Sequence[records.Entry]) -> list[records.Enqueued] | records.LaneFull:
-        settings, nonce = self._link.settings, uuid.uuid4().hex
+        settings, nonce = self._link.settings, os.urandom(16).hex()
         wait = (settings.enqueue_replicas, round(settings.redis_timeout * 400))  # shorter than the socket's
         return await self._link.call(
             lambda: scripts.enqueue(self._link.redis, entries, nonce=nonce, max_queued=settings.max_queued, wait=wait)

@@ -27,6 +27,7 @@ from promptq.producer.records import (
     Settlement,
     clock,
 )
+from promptq.producer.wire import wire_of
 
 _LUA = files("promptq.producer") / "lua"
 
@@ -162,34 +163,23 @@ def _claimed_job(reply: Sequence[bytes]) -> ClaimedJob:
 
 
 async def _run(redis: Redis, script: Script, args: Sequence[Arg]) -> Any:
-    try:
-        return await redis.execute_command("EVALSHA", script.sha, 0, *args)  # type: ignore[no-untyped-call]
-    except NoScriptError:
-        await redis.script_load(script.text)
-        return await redis.execute_command("EVALSHA", script.sha, 0, *args)  # type: ignore[no-untyped-call]
+    [reply] = await _run_all(redis, [(script, args)])
+    return reply
 
 
 async def _run_all(
     redis: Redis, calls: Sequence[tuple[Script, Sequence[Arg]]], wait: tuple[int, int] | None = None
 ) -> list[Any]:
-    """Scripts in one pipeline, in their order; `wait` adds Redis' WAIT behind them. Raises the first error of any."""
-    replies = await _send_all(redis, calls, wait)
+    """Scripts in one round trip, in their order; `wait` adds Redis' WAIT behind them. Raises the first error of any."""
+    commands: list[Sequence[Arg]] = [("EVALSHA", script.sha, 0, *args) for script, args in calls]
+    if wait:
+        commands.append(("WAIT", *wait))
+    wire = wire_of(redis)
+    replies = await wire.call(commands)
     if any(isinstance(reply, NoScriptError) for reply in replies):
-        for script, _ in calls:
-            await redis.script_load(script.text)
-        replies = await _send_all(redis, calls, wait)
+        await wire.call([("SCRIPT LOAD", script.text) for script, _ in calls])
+        replies = await wire.call(commands)
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
     return replies
-
-
-async def _send_all(
-    redis: Redis, calls: Sequence[tuple[Script, Sequence[Arg]]], wait: tuple[int, int] | None
-) -> list[Any]:
-    async with redis.pipeline(transaction=False) as pipe:
-        for script, args in calls:
-            pipe.execute_command("EVALSHA", script.sha, 0, *args)
-        if wait:
-            pipe.execute_command("WAIT", *wait)
-        return list(await pipe.execute(raise_on_error=False))

@@ -2,14 +2,24 @@
 
 redis-py polls the socket before each command and, on Python 3.11, writes in a task of its own: both give the event loop
 a turn first, in which a worker runs the jobs that it has just claimed while Redis waits for the next call. And it puts
-calls of a thousand arguments together in Python. Used by connection.py for every client.
+calls of a thousand arguments together in Python. `direct` is used by connection.py for every client; `Wire` by
+scripts.py, whose calls are too many for the way through the client and its pool.
 """
 
-from collections.abc import Iterable
-from typing import Any
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import hiredis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ResponseError
+
+_KEPT: Final = 2
+_PURPOSE: Final = inspect.signature(BlockingConnectionPool.get_connection).parameters["command_name"]
+_ASKED_FOR: Final = ("EVALSHA",) if _PURPOSE.default is inspect.Parameter.empty else ()
+"""An old redis-py's pool asks what a connection is for; a new one does not want to hear it."""
 
 
 class _Direct(AbstractConnection):
@@ -44,3 +54,62 @@ class _Direct(AbstractConnection):
 def direct(connection_class: type[AbstractConnection]) -> type[AbstractConnection]:
     """The same class, sending directly."""
     return type(f"Direct{connection_class.__name__}", (_Direct, connection_class), {})
+
+
+class Wire:
+    """Calls over connections of a client's pool, one or two of which are kept at hand."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._pool = redis.connection_pool
+        self._idle: list[AbstractConnection] = []
+
+    async def call(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send commands at once; their replies, a ResponseError in its own place. Raises what an outage looks like."""
+        connection = await self._take()
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            return [await _reply(connection) for _ in commands]
+        except BaseException:
+            await connection.disconnect(nowait=True)  # what is still to come is no answer to another call
+            raise
+        finally:
+            await self._give_back(connection)
+
+    async def _take(self) -> AbstractConnection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not await connection.can_read_destructive():  # type: ignore[no-untyped-call] # redis-py's own
+                return connection
+            await connection.disconnect(nowait=True)
+            await self._pool.release(connection)
+        taken: AbstractConnection = await self._pool.get_connection(*_ASKED_FOR)
+        return taken
+
+    async def _give_back(self, connection: AbstractConnection) -> None:
+        if connection.is_connected and len(self._idle) < _KEPT:
+            self._idle.append(connection)
+        else:
+            await self._pool.release(connection)
+
+
+async def _reply(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+_WIRES: Final[WeakKeyDictionary[Redis, Wire]] = WeakKeyDictionary()
+
+
+def wire_of(redis: Redis) -> Wire:
+    """The one of this client. Closing the client closes its connections."""
+    wire = _WIRES.get(redis)
+    if wire is None:
+        wire = _WIRES[redis] = Wire(redis)
+    return wire
+
+
+def use_wire(redis: Redis, wire: Wire) -> None:
+    """From now on this is the one of this client."""
+    _WIRES[redis] = wire

@@ -5,12 +5,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from promptq.producer import (
     ErrorCode,
@@ -29,7 +30,8 @@ from promptq.producer import (
     WaitTimeout,
 )
 from promptq.producer.testing import NO_ANSWER, Answer, Answers, MemoryQueue, echo
-from promptq.producer.testing.server import Clock, MemoryRedis
+from promptq.producer.testing.server import Clock
+from promptq.producer.wire import Wire
 from promptq.worker.providers import base
 from waiting import wait_until
 
@@ -518,14 +520,19 @@ async def test_an_idle_queue_does_nothing(queue: MemoryQueue, monkeypatch: pytes
     job = await queue.enqueue("Hello")
     waiting = asyncio.create_task(job.wait())
     await asyncio.sleep(0.05)
-    sent: list[Any] = []
-    send = MemoryRedis.execute_command
+    sent: list[str] = []
+    execute, call = Redis.execute_command, Wire.call
 
-    async def noted(redis: MemoryRedis, *args: Any, **options: Any) -> Any:
-        sent.append(args)
-        return await send(redis, *args, **options)
+    async def noted_execute(redis: Redis, *args: Any, **options: Any) -> Any:
+        sent.append(args[0])
+        return await execute(redis, *args, **options)  # type: ignore[no-untyped-call] # redis-py's own
 
-    monkeypatch.setattr(MemoryRedis, "execute_command", noted)
+    async def noted_call(wire: Wire, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        sent.extend(command[0] for command in commands)
+        return await call(wire, commands)
+
+    monkeypatch.setattr(Redis, "execute_command", noted_execute)
+    monkeypatch.setattr(Wire, "call", noted_call)
     await asyncio.sleep(0.2)
     assert sent == []
     await queue.answer(job.id, "Hi")

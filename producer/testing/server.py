@@ -4,13 +4,15 @@ The only module that imports fakeredis.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 from redis.asyncio import Redis
 
 from promptq.producer import keys
+from promptq.producer.wire import Wire, use_wire
 
 try:
     import fakeredis
@@ -38,27 +40,36 @@ class Clock:
 
 
 class MemoryRedis(fakeredis.FakeAsyncRedis):
-    """A client of a fake server that nobody else has.
-
-    A producer's script is known by its having no time of its own: it gets the clock's, and `after_script` follows it.
-    """
+    """A client of a fake server that nobody else has. `after_script` follows every script of a producer."""
 
     after_script: Callable[[], Awaitable[None]]
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(server=fakeredis.FakeServer())
+        use_wire(self, _ClockedWire(self, clock))
+
+
+class _ClockedWire(Wire):
+    """A producer's script is known by its having no time of its own (ARGV[1] is empty): it gets the clock's."""
+
+    def __init__(self, redis: MemoryRedis, clock: Clock) -> None:
+        super().__init__(redis)
+        self._redis = weakref.ref(redis)
         self._clock = clock
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As redis-py's; ARGV[1] of every script is the time, "" for the server's own."""
-        if args[0] != "EVALSHA" or args[3] != "":
-            return await self._send(*args, **options)
-        reply = await self._send(*args[:3], self._clock.now(), *args[4:], **options)
-        await self.after_script()
-        return reply
-
-    async def _send(self, *args: Any, **options: Any) -> Any:
-        return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's own
+    async def call(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """As Wire.call."""
+        timeless = [command[0] == "EVALSHA" and command[3] == "" for command in commands]
+        replies = await super().call(
+            [
+                (*command[:3], self._clock.now(), *command[4:]) if is_timeless else command
+                for command, is_timeless in zip(commands, timeless, strict=True)
+            ]
+        )
+        redis = self._redis()
+        if any(timeless) and redis is not None:
+            await redis.after_script()
+        return replies
 
 
 async def move_time(redis: Redis, clock: Clock, milliseconds: int) -> None:
