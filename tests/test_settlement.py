@@ -60,7 +60,7 @@ def test_without_a_call_nothing_is_recorded() -> None:
 
 def test_an_attempt_tells_who_when_and_why() -> None:
     """JSON of the call: worker, times in ms, error, usage; a cost of None is not a cost of 0."""
-    failed = dataclasses.replace(CALL, error=WHY, usage=Usage(total_tokens=1))
+    failed = CALL._replace(error=WHY, usage=Usage(total_tokens=1))
     attempt = codec.attempt_of("w-1:7", CLERK.settlement(JOB, "w-1:7", Retry(WHY, 1), failed).attempt)
     assert attempt.worker == "w-1"
     assert (attempt.started_at, attempt.finished_at) == (from_ms(2_000), from_ms(3_500))

@@ -202,16 +202,23 @@ class PromptWorker(Worker):
 
     def _start(self, token: str, claimed: Claimed) -> None:
         ahead = time.time_ns() // 1_000_000 - claimed.now
+        fresh: list[Run] = []
         for job in claimed.jobs:
             if job.id in self.leases.runs:  # its lease had run out, and it has come back to us: the call goes on
                 self.leases.runs[job.id].reclaim(job, token)
                 continue
-            run = Run(job, token, ahead)
-            self.leases.runs[job.id] = run
-            run.task = self.tasks[job.id] = asyncio.create_task(self._run(run), name=f"promptq job {job.id}")
-            run.task.add_done_callback(partial(self._ended, run))
+            run = self.leases.runs[job.id] = Run(job, token, ahead)
+            fresh.append(run)
             if self._gave_back_at is not None:
                 run.stop("shutdown")  # the claim was under way when everything was given back
+        self.loop.call_soon(self._begin, fresh)  # behind the next call to Redis: it works meanwhile
+
+    def _begin(self, fresh: Sequence[Run]) -> None:
+        for run in fresh:
+            run.task = self.tasks[run.job.id] = asyncio.create_task(self._run(run), name=f"promptq job {run.job.id}")
+            run.task.add_done_callback(partial(self._ended, run))
+            if run.stopped:
+                run.task.cancel()
 
     async def _run(self, run: Run) -> None:
         ctx = {**self.ctx, "job_id": run.job.id, "job_try": run.job.spent + 1}
@@ -229,7 +236,8 @@ class PromptWorker(Worker):
         """The task is over, perhaps cancelled before its first step."""
         if self.tasks.get(run.job.id) is task:
             del self.tasks[run.job.id]
-        self._finish(run, self._runner.clerk.settlement(run.job, run.token, Released(), None))
+        if self.leases.runs.get(run.job.id) is run:
+            self._finish(run, self._runner.clerk.settlement(run.job, run.token, Released(), None))
 
     def _want(self) -> None:
         """There may be something to claim."""
@@ -333,6 +341,7 @@ class PromptWorker(Worker):
         if self._timer:
             self._timer.cancel()
         self._stop_runs()
+        await asyncio.sleep(0)  # what was claimed last has its task now
         if self.tasks:
             await asyncio.wait(self.tasks.values(), timeout=self._settings.redis_timeout)  # a hook may hang
         with contextlib.suppress(RedisError, OSError):

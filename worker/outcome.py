@@ -10,6 +10,7 @@ our own cancel, deadline, shutdown       -> Cancelled, Expired, Released   (run.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import JobError
@@ -24,8 +25,7 @@ CANCELLED = JobError(code=ErrorCode.CANCELLED, message="cancelled on request")
 EXPIRED = JobError(code=ErrorCode.EXPIRED, message="the deadline passed before there was an answer")
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(NamedTuple):
     """There is an answer."""
 
     answer: Answer

@@ -36,6 +36,9 @@ _EVENTS: dict[type[Outcome], str] = {
 _LOUD = frozenset({ErrorCode.BAD_KEY, ErrorCode.NO_CREDIT})
 """Nothing runs any more until somebody acts."""
 
+_QUIET = frozenset({"warning", "error"})
+"""Levels at which nothing is put together to tell of a success."""
+
 StopReason = Literal["cancelled", "over", "shutdown"]
 
 
@@ -52,9 +55,10 @@ class Run:
 
     def stop(self, reason: StopReason) -> None:
         """Cancel the call to the provider; the first reason stays."""
-        if self.stopped is None and self.task is not None:
+        if self.stopped is None:
             self.stopped = reason
-            self.task.cancel()
+            if self.task is not None:
+                self.task.cancel()
 
     def reclaim(self, job: ClaimedJob, token: str) -> None:
         """Go on under a new claim of the same job."""
@@ -142,6 +146,8 @@ class Runner:
         return outcome, Call(started, finished, JobError(code=said.code, message=said.message), said.usage)
 
     def _log(self, run: Run, outcome: Outcome, call: Call | None) -> None:
+        if isinstance(outcome, Succeeded) and self.settings.log_level in _QUIET:
+            return
         job = run.job
         bound = {"job_id": job.id, "attempt": job.spent + 1, "lane": job.lane}
         if call:

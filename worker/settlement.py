@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from promptq.producer import codec, keys
 from promptq.producer.errors import ErrorCode
@@ -14,8 +14,7 @@ from promptq.worker.settings import Settings
 _NO_USAGE = Usage().amounts()
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One call to the provider that was really made. Times in ms since 1970; `error` None: it was answered."""
 
     started: int
