@@ -114,7 +114,8 @@ every result, which is checked, are outside the clock. The log level is `warning
 - `recover`: from the SIGKILL, at a random moment, to the next start of the call, in another worker that has been up
   for a lease.
 - `million`: how fast the first jobs leave a very long queue, beside the whole of a short one.
-- `latency`: a proxy that holds every byte back for so long, each way, without making one wait for another.
+- `latency`: a proxy that holds every byte back for so long, each way, without making one wait for another; the target
+  is that of a millisecond a round trip.
 - `slow`: the longest script of ours in all of Redis' slow logs (from 1 ms on). Redis counts what it waits for the
   processor, too; so calls as long as promptq ever makes them (100 jobs, 150 to enqueue) are repeated by themselves."""
 
