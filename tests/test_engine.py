@@ -12,6 +12,8 @@ from redis.exceptions import ResponseError
 from faults.bookkeeping import Ledger, audit, ledgers_of, results_of, until_running
 from promptq.producer import ErrorCode, JobStatus, PromptJob, PromptQueue, codec, keys, scripts
 from promptq.producer.records import Settlement
+from promptq.producer.wire import Wire
+from promptq.worker import engine
 from promptq.worker.engine import PromptWorker
 from promptq.worker.providers.base import Answer
 from promptq.worker.providers.echo import EchoProvider
@@ -251,6 +253,67 @@ async def test_a_worker_of_one_model_is_woken_for_its_first_job(
         worker.drain()
         await main
         await worker.close()
+
+
+async def test_redis_works_while_the_claimed_jobs_run(
+    redis_url: str, queue: PromptQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second claim is in the socket before the first job of the first claim begins."""
+    order: list[str] = []
+    call = Wire.call
+
+    async def noted(wire: Wire, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        connection = await wire._take()  # it connects, which takes turns of the loop
+        await wire._give_back(connection)
+        order.extend("claim" for command in commands if command[1] == scripts.CLAIM.sha)
+        return await call(wire, commands)
+
+    class Noting(EchoProvider):
+        async def sample(self, job: PromptJob, timeout: float) -> Answer:
+            order.append("run")
+            return await super().sample(job, timeout)
+
+    ids = [handle.id for handle in await queue.enqueue_many(["hi"] * 8, model="m")]
+    monkeypatch.setattr(Wire, "call", noted)
+    async with running_worker(redis_url, Noting(), max_jobs=4, **SLOW_POLL):
+        await results_of(queue, ids)
+    assert order[:4] == ["claim", "claim", "run", "run"]
+
+
+@pytest.mark.parametrize(("busy", "is_gathered"), [(12, True), (1, False)])
+async def test_outcomes_gather_while_most_slots_are_busy(
+    redis_url: str, queue: PromptQueue, monkeypatch: pytest.MonkeyPatch, busy: int, is_gathered: bool
+) -> None:
+    """Then jobs that end one after the other share a round trip; beside few others each is settled at once."""
+    monkeypatch.setattr(engine, "GATHER", 0.3)
+    calls: list[int] = []
+
+    def noting(name: str) -> None:
+        call = getattr(scripts, name)
+
+        async def noted(redis: Redis, settlements: Sequence[Settlement], *rest: Any, **options: Any) -> Any:
+            calls.append(len(settlements))
+            return await call(redis, settlements, *rest, **options)
+
+        monkeypatch.setattr(scripts, name, noted)
+
+    class OneByOne(ScriptedProvider):
+        async def sample(self, job: PromptJob, timeout: float) -> Answer:
+            if job.messages[-1].content.startswith("slow"):
+                await asyncio.sleep(0.05 * int(job.messages[-1].content.removeprefix("slow")))
+            return await super().sample(job, timeout)
+
+    noting("settle")
+    noting("settle_and_claim")
+    provider = OneByOne()
+    async with running_worker(redis_url, provider, max_jobs=20, **SLOW_POLL):
+        hanging = [handle.id for handle in await queue.enqueue_many(["hang"] * busy, model="m")]
+        await wait_until(lambda: len(provider.started) == busy)
+        ended = [handle.id for handle in await queue.enqueue_many([f"slow{n}" for n in range(6)], model="m")]
+        await results_of(queue, ended)
+        assert (len(calls) <= 3) == is_gathered, calls
+        provider.release.set()
+        await results_of(queue, hanging)
 
 
 async def until_blocked(client: Redis, workers: int) -> None:

@@ -48,6 +48,14 @@ async def test_a_claim_asks_for_few_enough_jobs(exchange: Exchange, redis_client
     assert exchange._request(10_000, leases).slots == CLAIMED_AT_ONCE
 
 
+@pytest.mark.parametrize(("max_jobs", "slots"), [(1, 1), (2, 1), (3, 1), (10, 5), (150, 75)])
+async def test_a_claim_asks_for_half_of_the_slots(redis_client: Redis, max_jobs: int, slots: int) -> None:
+    """One half of the jobs runs while Redis hands over the other; a worker with one slot gets its one job."""
+    settings = Settings(max_jobs=max_jobs)
+    exchange = Exchange(redis_client, settings, "w", ())
+    assert exchange._request(max_jobs, Leases(redis_client, settings)).slots == slots
+
+
 async def test_work_heard_of_during_a_claim_is_not_forgotten(
     redis_url: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -338,8 +338,9 @@ class PromptWorker(Worker):
 
     async def close(self) -> None:
         """Release everything; what still runs is given back first."""
-        if self._timer:
-            self._timer.cancel()
+        for timer in (self._timer, self._gathering):
+            if timer:
+                timer.cancel()
         self._stop_runs()
         await asyncio.sleep(0)  # what was claimed last has its task now
         if self.tasks:
