@@ -346,9 +346,10 @@ def test_a_call_that_begins_before_the_end_is_told(queue: PromptQueue, monkeypat
             time.sleep(0.2)  # for whoever closes meanwhile
         return started(coroutine, loop)
 
+    job = queue.enqueue("Hello")
     monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", start_slowly)
     with ThreadPoolExecutor(1, "caller") as pool:
-        calling = pool.submit(queue.wait, "nobody")
+        calling = pool.submit(queue.wait, job.id)
         assert has_looked.wait(SOON)
         queue.close()
         with pytest.raises(QueueUnavailable, match="closed"):

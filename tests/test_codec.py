@@ -96,7 +96,7 @@ def test_json_goes_there_and_back(value: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {"a": object()}, "\ud800", {"a": "\ud800"}, {1: {2: {3: object}}}], ids=repr
+    "value", [object(), {"a": object()}, "\ud800", {"a": "\ud800"}, {1: {2: {3: object}}}], ids=range(5)
 )
 def test_what_json_cannot_hold_is_refused(value: Any) -> None:
     """InvalidPayload, as arq wraps it."""

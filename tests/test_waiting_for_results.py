@@ -585,7 +585,8 @@ def test_a_forgotten_queue_does_not_disturb_the_next(redis_url: str) -> None:
     """A queue that was never closed warns, and that is all."""
     [result] = run_twice(redis_url, closes=False)
     assert result.content == "done"
-    gc.collect()
+    for _ in range(3):  # what one collection finalizes holds what the next one finds
+        gc.collect()
 
 
 async def test_the_result_has_everything(queue: PromptQueue, hand: Hand) -> None:

@@ -40,7 +40,7 @@ def test_commands_are_packed_as_by_redis_py(name: str | bytes, arguments: list[A
     assert b"".join(ours.pack_commands([(name, *arguments)] * 3)) == packed * 3
 
 
-@pytest.mark.parametrize("argument", [None, True, {}, object()], ids=str)
+@pytest.mark.parametrize("argument", [None, True, {}, object()], ids=["none", "true", "dict", "object"])
 def test_what_redis_cannot_take_is_refused(argument: Any) -> None:
     """With redis-py's own error."""
     with pytest.raises(DataError):

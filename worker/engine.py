@@ -203,7 +203,10 @@ class PromptWorker(Worker):
     def _start(self, token: str, claimed: Claimed) -> None:
         ahead = time.time_ns() // 1_000_000 - claimed.now
         fresh: list[Run] = []
+        answered = {settlement.id for settlement in self._exchange.unsettled if settlement.kind == "succeeded"}
         for job in claimed.jobs:
+            if job.id in answered:  # its lease had run out and came back to us, and meanwhile its call was answered
+                continue
             if job.id in self.leases.runs:  # its lease had run out, and it has come back to us: the call goes on
                 self.leases.runs[job.id].reclaim(job, token)
                 continue
