@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import gc
 import subprocess
 import sys
 import time
