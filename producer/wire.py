@@ -47,13 +47,19 @@ class _Direct(AbstractConnection):
         await super().send_packed_command(command, check_health)
 
     async def can_read_destructive(self) -> bool:
-        """Whether the server has closed the connection, or said what nobody asked for."""
-        return self._reader is None or self._reader.at_eof() or bool(getattr(self._reader, "_buffer", b""))
+        """As redis-py's, which newer ones call `can_read`."""
+        return not _is_usable(self)
 
 
 def direct(connection_class: type[AbstractConnection]) -> type[AbstractConnection]:
     """The same class, sending directly."""
     return type(f"Direct{connection_class.__name__}", (_Direct, connection_class), {})
+
+
+def _is_usable(connection: AbstractConnection) -> bool:
+    """Whether the server has neither closed the connection nor said what nobody asked for."""
+    reader = connection._reader  # noqa: SLF001 - redis-py has no question for it that costs nothing
+    return reader is not None and not reader.at_eof() and not getattr(reader, "_buffer", b"")
 
 
 class Wire:
@@ -78,7 +84,7 @@ class Wire:
     async def _take(self) -> AbstractConnection:
         while self._idle:
             connection = self._idle.pop()
-            if not await connection.can_read_destructive():  # type: ignore[no-untyped-call] # redis-py's own
+            if _is_usable(connection):
                 return connection
             await connection.disconnect(nowait=True)
             await self._pool.release(connection)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
-from redis.exceptions import DataError
+from redis.exceptions import DataError, ResponseError
 
 from promptq.producer.connection import OUTAGE, close_redis, open_redis
-from promptq.producer.wire import direct
+from promptq.producer.wire import Wire, _is_usable, direct, wire_of
 from waiting import wait_until
 
 pytestmark = pytest.mark.producer
@@ -25,7 +25,7 @@ ARGUMENTS = st.lists(st.one_of(st.binary(), st.text(), st.integers(), st.floats(
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     """A client as producers and workers open it."""
-    redis: Redis = open_redis(redis_url, timeout=5, max_connections=2)
+    redis: Redis = open_redis(redis_url, timeout=5, max_connections=4)
     yield redis
     await close_redis(redis)
 
@@ -76,12 +76,19 @@ async def idle_connection(redis: Redis) -> Any:
     return connection
 
 
-async def kill(redis: Redis, other: Redis) -> Any:
-    """Have the server close the client's connection; returns it when this side knows."""
-    number = await redis.client_id()
-    connection = await idle_connection(redis)
+async def kept(wire: Wire) -> Any:
+    """The connection that the next call will use."""
+    assert await wire.call([("PING",)]) == [b"PONG"]
+    [connection] = wire._idle
+    return connection
+
+
+async def killed(wire: Wire, other: Redis) -> Any:
+    """The kept connection, which the server has closed, as this side knows."""
+    connection = await kept(wire)
+    [number] = await wire.call([("CLIENT ID",)])
     await other.client_kill_filter(_id=number)
-    await wait_until(connection.can_read_destructive)
+    await wait_until(lambda: not _is_usable(connection))
     return connection
 
 
@@ -91,23 +98,60 @@ async def ask(connection: Any, command: str) -> object:
     return await connection.read_response()
 
 
+async def test_a_call_has_a_reply_for_each_command(redis: Redis) -> None:
+    """In their order; an error stands in its place, and the connection is kept for the next call."""
+    wire = wire_of(redis)
+    connection = await kept(wire)
+    said, refused, pinged = await wire.call([("SET", "a", b"1", "EX", 60), ("INCR",), ("PING",)])
+    assert (said, type(refused), pinged) == (b"OK", ResponseError, b"PONG")
+    assert wire._idle == [connection]
+
+
 async def test_a_closed_connection_is_made_anew(redis: Redis, redis_client: Redis) -> None:
     """Before a command is sent, so that it does not fail."""
-    await kill(redis, redis_client)
-    assert await redis.ping()
+    wire = wire_of(redis)
+    await killed(wire, redis_client)
+    assert await wire.call([("PING",)]) == [b"PONG"]
 
 
 async def test_a_reply_that_nobody_read_answers_nothing_else(redis: Redis) -> None:
     """A connection with a reply left over is made anew."""
-    await redis.set("a", "1", ex=60)
-    connection = await idle_connection(redis)
-    await connection.send_command("PING")
-    await wait_until(connection.can_read_destructive)
-    assert await redis.get("a") == b"1"
+    wire = wire_of(redis)
+    connection = await kept(wire)
+    await connection.send_command("ECHO", "left over")
+    await wait_until(lambda: not _is_usable(connection))
+    assert await wire.call([("PING",)]) == [b"PONG"]
+
+
+async def test_a_cancelled_call_takes_its_reply_along(redis: Redis, redis_client: Redis) -> None:
+    """Whoever calls next gets the answer to its own command."""
+    wire = wire_of(redis)
+    await kept(wire)
+    waiting = asyncio.create_task(wire.call([("BLPOP", "nothing", 5)]))
+    await wait_until(lambda: blocked(redis_client))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert wire._idle == []
+    assert await wire.call([("PING",)]) == [b"PONG"]
+
+
+async def blocked(redis: Redis) -> bool:
+    """Whether a client waits in a blocking command."""
+    return bool((await redis.info("clients"))["blocked_clients"])
 
 
 async def test_a_connection_that_breaks_under_a_command_is_an_outage(redis: Redis, redis_client: Redis) -> None:
     """Writing into it raises nothing; reading the reply raises what callers try again after."""
-    connection = await kill(redis, redis_client)
+    connection = await killed(wire_of(redis), redis_client)
     with pytest.raises(OUTAGE):
         await ask(connection, "PING")
+
+
+async def test_only_a_few_connections_are_kept(redis: Redis) -> None:
+    """However many calls there were at once; the others are the pool's again."""
+    wire = wire_of(redis)
+    replies = await asyncio.gather(*(wire.call([("PING",)]) for _ in range(20)))
+    assert replies == [[b"PONG"]] * 20
+    assert len(wire._idle) <= 2
+    assert await redis.ping()
