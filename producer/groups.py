@@ -69,8 +69,9 @@ class _Members:
     async def look(self, _: frozenset[str], within: float) -> list[JobResult]:
         """As Awaited.look."""
         read = partial(reading.read_ended, self._link.redis, self._name, self._place, READ_AT_ONCE)
-        counts, ids, self._place = await self._link.call(read, within)
+        counts, ids, place = await self._link.call(read, within)
         found = await self._link.results(ids, within)
+        self._place = place  # not before: if Redis goes away between the two, the next look reads these again
         self.has_more = len(ids) == READ_AT_ONCE
         self.is_over = not (counts.open or self.has_more)
         return [result for job_id in ids if (result := found.get(job_id))]

@@ -172,10 +172,13 @@ class PromptQueue:
                 await asyncio.sleep(0)  # by which it is written
             await finish_sending()
         except Exception as error:
-            with contextlib.suppress(PromptqError):
+            others: tuple[str, ...] = ()
+            try:
                 await finish_sending()
+            except PromptqError as earlier:
+                others = earlier.accepted  # of a chunk in which only some ids were in conflict
             if isinstance(error, PromptqError):
-                error.accepted = (*(handle.id for handle in handles), *error.accepted)
+                error.accepted = (*(handle.id for handle in handles), *others, *error.accepted)
             raise
         finally:
             if sending:

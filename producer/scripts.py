@@ -134,7 +134,7 @@ def _settle_args(settlements: Sequence[Settlement], wake: bool, now: int | None)
 
 
 def _words(reply: Sequence[bytes]) -> list[str]:
-    return [word.decode() for word in reply]
+    return [_text(word) for word in reply]
 
 
 def _claimed(reply: Sequence[Any]) -> Claimed:
@@ -150,7 +150,7 @@ def _claimed(reply: Sequence[Any]) -> Claimed:
 
 
 def _text(name: bytes) -> str:
-    """Ids and lanes are UTF-8; what somebody else put there must not end a worker."""
+    """Ids, lanes and errors are UTF-8; what somebody else put there must not end a worker."""
     return name.decode(errors="replace")
 
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import hiredis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 _KEPT: Final = 2
 _PURPOSE: Final = inspect.signature(BlockingConnectionPool.get_connection).parameters["command_name"]
@@ -46,6 +46,14 @@ class _Direct(AbstractConnection):
             command = ()
         await super().send_packed_command(command, check_health)
 
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """Leave a server that has become a replica: behind the same address there may be the new primary by now."""
+        try:
+            return await super().read_response(*args, **options)
+        except ReadOnlyError:
+            await self.disconnect(nowait=True)
+            raise
+
     async def can_read_destructive(self) -> bool:
         """As redis-py's, which newer ones call `can_read`."""
         return not _is_usable(self)
@@ -68,6 +76,7 @@ class Wire:
     def __init__(self, redis: Redis) -> None:
         self._pool = redis.connection_pool
         self._idle: list[AbstractConnection] = []
+        self._kept = min(_KEPT, self._pool.max_connections // 4)  # a small pool has none to spare
 
     async def call(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands at once; their replies, a ResponseError in its own place. Raises what an outage looks like."""
@@ -92,7 +101,7 @@ class Wire:
         return taken
 
     async def _give_back(self, connection: AbstractConnection) -> None:
-        if connection.is_connected and len(self._idle) < _KEPT:
+        if connection.is_connected and len(self._idle) < self._kept:
             self._idle.append(connection)
         else:
             await self._pool.release(connection)

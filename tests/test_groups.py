@@ -1,10 +1,11 @@
 """Groups: counted by the scripts, read in the order of their ends, cancelled together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from hand import Hand, failure
 from promptq.producer import (
@@ -18,6 +19,7 @@ from promptq.producer import (
     WaitTimeout,
     groups,
     keys,
+    reading,
     scripts,
 )
 from promptq.producer.records import ClaimedJob
@@ -110,6 +112,32 @@ async def test_results_are_read_a_few_at_a_time(
     await queue.enqueue_many([str(number) for number in range(10)], group="run")
     ended = await hand.answer_all()
     assert await read(queue.group("run").results(timeout=5)) == ended
+
+
+async def test_an_outage_between_ids_and_results_loses_none(
+    queue: PromptQueue, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that learned which jobs had ended, and not what they said, is made again."""
+    read_results, is_away = reading.read_results, False
+
+    async def read_if_there(redis: Redis, ids: Sequence[str]) -> dict[str, JobResult | None]:
+        if is_away:
+            raise RedisConnectionError("away")
+        return await read_results(redis, ids)
+
+    monkeypatch.setattr(reading, "read_results", read_if_there)
+    await queue.enqueue_many([{"prompt": name, "id": name} for name in "abc"], group="run")
+    jobs = {job.id: job for job in await hand.claim()}
+    await hand.settle([jobs["a"]])
+    results = queue.group("run").results(timeout=20)
+    assert (await anext(results)).id == "a"
+    waiting = asyncio.create_task(read(results))
+    is_away = True
+    await hand.settle([jobs["b"]])
+    await asyncio.sleep(3)  # longer than a call tries
+    is_away = False
+    await hand.settle([jobs["c"]])
+    assert await waiting == ["b", "c"]
 
 
 async def test_a_late_joiner_is_waited_for(queue: PromptQueue, hand: Hand) -> None:

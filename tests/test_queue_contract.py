@@ -453,3 +453,16 @@ async def test_a_closed_queue_says_so(stage: Stage) -> None:
     for call in (stage.queue.enqueue("Hello"), stage.queue.stats(), stage.queue.result("job")):
         with pytest.raises(QueueUnavailable, match="was closed"):
             await call
+
+
+async def test_a_conflict_before_a_bad_job_hides_nothing(stage: Stage) -> None:
+    """What was accepted beside a conflict, in the chunk that was under way when a later job was refused, is named."""
+    await stage.queue.enqueue("Another", id="0")
+    jobs = [{"prompt": "Hello", "id": str(number)} for number in range(CHUNK_JOBS + 2)]
+    jobs[-1]["prompt"] = ""
+    with pytest.raises(InvalidJob) as caught:
+        await stage.queue.enqueue_many(iter(jobs))
+    assert caught.value.accepted == tuple(str(number) for number in range(1, CHUNK_JOBS))
+    async with stage.working():
+        ended = [result async for result in stage.queue.as_completed(["0", *caught.value.accepted], timeout=4 * SOON)]
+    assert len(ended) == CHUNK_JOBS

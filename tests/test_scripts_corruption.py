@@ -10,6 +10,7 @@ from redis.backoff import NoBackoff
 from contract import FAILURE_TTL, HIGH, LANE, LEASE, Contract, entries, entry, usage_key
 from promptq.producer import keys
 from promptq.producer.models import JobStatus
+from promptq.producer.reading import read_group
 from promptq.worker.embedded import PrivateRedis
 
 pytest_plugins = ["contract_fixture"]
@@ -30,6 +31,7 @@ CORRUPTIONS = {
     "infinite stalls": {"stalls": "inf"},
     "unknown state": {"state": "elsewhere"},
     "no state": {"state": None},
+    "bytes for band": {"band": b"\xff\xfe"},
 }
 
 
@@ -155,3 +157,28 @@ async def test_books_of_a_day_that_cannot_be_written_cost_no_answer(contract: Co
     run = await contract.take_one()
     assert await contract.settle(run, usage=(1, 2, 3, 4, 5, 6)) == "done"
     assert (await contract.ledger("a"))[f"attempt:{run.token}"]
+
+
+@pytest.mark.parametrize("how", [how for how, changes in CORRUPTIONS.items() if changes])
+@pytest.mark.parametrize("place", ["queued", "delayed", "running"])
+async def test_a_corrupted_job_of_a_group_is_counted_once(contract: Contract, place: str, how: str) -> None:
+    """Its group ends with it: who reads the group would wait for ever for a job that stays open."""
+    await contract.accept(entry("bad", group="run", delay=1000 if place == "delayed" else 0))
+    if place == "running":
+        await contract.take_one("dies")
+    await corrupt(contract, "bad", how)
+    contract.later(LEASE + 1)
+    for run in await contract.take("w1"):  # what is spoilt is not needed there
+        await contract.settle(run, "failed")
+    counts = await read_group(contract.redis, "run")
+    assert (counts.open, counts.failed, counts.total) == (0, 1, 1)
+
+
+async def test_an_outcome_for_a_ledger_of_bytes_is_refused(contract: Contract) -> None:
+    """The refusal quotes what it found, which need not be a text: that must not end the worker that reads it."""
+    await contract.accept(entry("bad"))
+    run = await contract.take_one("w1")
+    await corrupt(contract, "bad", "bytes for band")
+    assert (await contract.settle(run)).startswith("error")
+    contract.later(LEASE + 1)
+    await contract.take("w1")

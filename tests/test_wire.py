@@ -25,7 +25,7 @@ ARGUMENTS = st.lists(st.one_of(st.binary(), st.text(), st.integers(), st.floats(
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     """A client as producers and workers open it."""
-    redis: Redis = open_redis(redis_url, timeout=5, max_connections=4)
+    redis: Redis = open_redis(redis_url, timeout=5, max_connections=8)
     yield redis
     await close_redis(redis)
 
@@ -155,3 +155,12 @@ async def test_only_a_few_connections_are_kept(redis: Redis) -> None:
     assert replies == [[b"PONG"]] * 20
     assert len(wire._idle) <= 2
     assert await redis.ping()
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+async def test_a_small_pool_is_not_used_up(redis_url: str, most: int) -> None:
+    """What scripts keep at hand is for other calls, too, where a URL allows few connections."""
+    redis: Redis = open_redis(f"{redis_url}?max_connections={most}", timeout=1)
+    await asyncio.gather(*(wire_of(redis).call([("PING",)]) for _ in range(10)))
+    assert all(await asyncio.gather(*(redis.ping() for _ in range(10))))
+    await close_redis(redis)

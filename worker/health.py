@@ -137,6 +137,8 @@ class _Pages:
             async with asyncio.timeout(_ASKED_WITHIN):
                 request = await reader.readline()
                 path = request.split(b" ")[1:2]
+                while (await reader.readline()).strip():  # to close with a header unread would cut the answer off
+                    pass
                 writer.write(await self._response(path[0] if path else b""))
                 await writer.drain()
         except (TimeoutError, OSError, ValueError):

@@ -61,9 +61,10 @@ local function read(id)
     spent = integer_of(v[11]), stalls = integer_of(v[12]), cancel = v[13] or nil, enqueued = integer_of(v[14]),
     claimed = integer_of(v[15]), ttl = integer_of(v[16]), given_back = v[17] or nil, timeouts = integer_of(v[18]), group = v[19] or nil,
   }
-  if ledger.state and ledger.epoch and ledger.lane and ledger.model and ledger.enqueued then return ledger end
+  local is_known = OPEN[ledger.state] or FINAL[ledger.state]
+  if is_known and ledger.epoch and ledger.lane and ledger.model and ledger.enqueued then return ledger end
   if not next(ledger) then return nil end
-  error('a field is missing')
+  error('a field is missing, or says nothing that we say')
 end
 
 -- The score that the ledger says: it is the truth, the score only an index.
@@ -243,14 +244,22 @@ local function verdict(now, id, ledger, state, code, message)
     .. ',"q":' .. cjson.encode(K.lane .. ledger.lane) .. ',"id":' .. cjson.encode(id) .. '}'
 end
 
+-- As what a job of a group is counted whose own word for it is lost: as none twice, so that the group can end.
+local function counted_as(group, token)
+  if token and token ~= '' then return 'running' end
+  if tonumber(redis.call('HGET', K.group .. group, 'queued') or 0) > 0 then return 'queued' end
+  return 'delayed'
+end
+
 -- End a job whose ledger makes no sense: whoever waits for it gets a result, and nothing of it stays for ever.
 local function write_off(now, id, lane, ttl)
   local rest = { lane = lane, model = lane }
   redis.call('ZREM', K.deadlines, id)
   if redis.call('TYPE', K.ledger .. id).ok == 'hash' then
-    local left = redis.call('HMGET', K.ledger .. id, 'state', 'model', 'group')
+    local left = redis.call('HMGET', K.ledger .. id, 'state', 'model', 'group', 'token')
     if FINAL[left[1]] then return end
     rest = { lane = lane, state = OPEN[left[1]] and left[1], model = left[2] or lane, group = left[3] or nil }
+    if rest.group and not rest.state then rest.state = counted_as(rest.group, left[4]) end
     redis.call('HDEL', K.ledger .. id, 'digest', 'nonce', unpack(FIELDS))
   else
     redis.call('DEL', K.ledger .. id)

@@ -55,7 +55,8 @@ class Entrance(Pipe):
         """As asyncio calls it."""
         super().connection_made(transport)
         if self.transport:
-            self.transport.pause_reading()
+            # Not at once: before 3.11.4 asyncio begins to read behind this call, paused or not.
+            asyncio.get_running_loop().call_soon(self.transport.pause_reading)
             self._opening = asyncio.create_task(self._open(self.transport))
 
     async def _open(self, near: asyncio.Transport) -> None:
