@@ -51,6 +51,7 @@ def open_redis(
     options: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
+        "protocol": 2,  # which all redis-py speak; with 3, the default from 8 on, a pool hands out closed connections
         "retry": Retry(NoBackoff(), 0),
     }
     try:

@@ -19,7 +19,7 @@ _RUNNABLE = [(band << 38, f"({(band + 1) << 38}") for band in Band]
 _NOT_BEFORE = 1 << 40
 _ROW = 8
 _SEEN_WITHIN = 15_000
-"""In ms: an idle worker claims every five seconds at least."""
+"""In ms: a worker claims or renews every five seconds at least."""
 
 
 async def read_status(redis: Redis, job_id: str) -> JobStatus:

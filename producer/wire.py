@@ -6,6 +6,7 @@ calls of a thousand arguments together in Python. `direct` is used by connection
 scripts.py, whose calls are too many for the way through the client and its pool.
 """
 
+import asyncio
 import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -14,6 +15,7 @@ from weakref import WeakKeyDictionary
 import hiredis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 
 _KEPT: Final = 2
@@ -40,10 +42,13 @@ class _Direct(AbstractConnection):
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         """Write at once what the socket takes at once; wait only for the rest."""
         if self._writer is not None and not isinstance(command, bytes | str):
+            if self._writer.is_closing():  # to which Python 3.12 writes with an AttributeError
+                await self.disconnect(nowait=True)
+                raise RedisConnectionError("the connection is lost")
             self._writer.writelines(command)
             if not self._writer.transport.get_write_buffer_size():
                 return
-            command = ()
+            command, check_health = (), False  # a PING now would read the command's own reply
         await super().send_packed_command(command, check_health)
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
@@ -54,9 +59,11 @@ class _Direct(AbstractConnection):
             await self.disconnect(nowait=True)
             raise
 
-    async def can_read_destructive(self) -> bool:
-        """As redis-py's, which newer ones call `can_read`."""
+    async def can_read(self) -> bool:
+        """As redis-py's, which the pool asks."""
         return not _is_usable(self)
+
+    can_read_destructive = can_read  # its name before redis-py 8
 
 
 def direct(connection_class: type[AbstractConnection]) -> type[AbstractConnection]:
@@ -65,9 +72,13 @@ def direct(connection_class: type[AbstractConnection]) -> type[AbstractConnectio
 
 
 def _is_usable(connection: AbstractConnection) -> bool:
-    """Whether the server has neither closed the connection nor said what nobody asked for."""
-    reader = connection._reader  # noqa: SLF001 - redis-py has no question for it that costs nothing
-    return reader is not None and not reader.at_eof() and not getattr(reader, "_buffer", b"")
+    """Whether the server has neither closed nor reset the connection, nor said what nobody asked for."""
+    reader: Any = connection._reader  # noqa: SLF001 - redis-py has no question for it that costs nothing
+    if reader is None or reader.at_eof():
+        return False
+    if not isinstance(reader, asyncio.StreamReader):
+        return True  # fakeredis', behind which there is no server
+    return reader.exception() is None and not getattr(reader, "_buffer", b"")
 
 
 class Wire:

@@ -419,3 +419,22 @@ async def test_max_jobs_is_the_limit(redis_url: str, queue: PromptQueue, redis_c
         await results_of(queue, ids)
     assert provider.peak == 7
     assert all(len(ledger.attempts) == 1 for ledger in await ledgers_of(redis_client, ids))
+
+
+async def test_a_full_worker_with_long_leases_is_seen(
+    redis_url: str, redis_client: Redis, queue: PromptQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its leases need no renewal yet, and nobody must think that it is gone."""
+    monkeypatch.setattr(engine, "POLL_IDLE", 0.1)
+    provider = ScriptedProvider()
+    async with running_worker(redis_url, provider, max_jobs=1, lease=60) as worker:
+        job = await queue.enqueue("hang")
+        await wait_until(lambda: provider.started)
+        claimed_at = await redis_client.zscore(keys.WORKERS, worker.name)
+
+        async def is_seen_again() -> bool:
+            return float(await redis_client.zscore(keys.WORKERS, worker.name) or 0) > float(claimed_at or 0)
+
+        await wait_until(is_seen_again)
+        provider.release.set()
+        await job.wait(timeout=5)

@@ -1,7 +1,7 @@
 import asyncio
 import pickle
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from hand import Hand
 from promptq.producer import (
     ErrorCode,
     IdConflict,
+    InvalidJob,
     InvalidPayload,
     JobHandle,
     JobNotFound,
@@ -24,6 +26,7 @@ from promptq.producer import (
     Usage,
     keys,
 )
+from promptq.producer.entries import CHUNK_JOBS
 from promptq.worker.providers.base import Answer
 from promptq.worker.providers.echo import EchoProvider
 from test_codec import Bomb
@@ -482,3 +485,17 @@ async def test_a_worker_can_be_closed_at_any_moment(redis_url: str) -> None:
         done, _ = await asyncio.wait([keeping], timeout=1)
         keeping.cancel()
         assert done, "it goes on"
+
+
+async def test_what_a_refused_chunk_accepted_is_told(queue: PromptQueue, redis_client: Redis) -> None:
+    """A chunk with a conflict is under way when the next one turns out to be bad."""
+    await queue.enqueue("another prompt", id="job-0")
+
+    def jobs() -> Iterator[dict[str, str]]:
+        yield from ({"prompt": "Hello", "id": f"job-{number}"} for number in range(2 * CHUNK_JOBS))
+        yield {"prompt": "Hello", "nonsense": "yes"}
+
+    with pytest.raises(InvalidJob) as caught:
+        await queue.enqueue_many(jobs())
+    assert caught.value.accepted == tuple(f"job-{number}" for number in range(1, CHUNK_JOBS))
+    await Hand(redis_client).answer_all()

@@ -1,9 +1,12 @@
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from contract import DAY, FAILURE_TTL, LANE, LEASE, NOW, RESULT_TTL, Contract, Run, entries, entry, usage_key
-from promptq.producer import keys, scripts
+from hand import Hand
+from promptq.producer import PromptQueue, keys, scripts
 from promptq.producer.models import JobStatus
 from promptq.producer.records import Kind
 
@@ -267,3 +270,17 @@ async def test_who_settles_without_claiming_wakes_others(contract: Contract, wak
     await contract.settle(run, "retry", delay=1000, wake=wake)
     assert await contract.pop_markers() == ({LANE} if wake else set())
     assert await contract.score("a") == NOW + 1000
+
+
+@pytest.mark.parametrize("counter", ["prompt_tokens", "total_tokens", "cost_in_usd_ticks", "attempts"])
+async def test_a_counter_that_takes_no_more_keeps_no_other_from_the_books(redis_client: Redis, counter: str) -> None:
+    """The day's books are written once a call: one bad counter must not cost the whole call's."""
+    hand = Hand(redis_client)
+    day = keys.usage(datetime.now(UTC).date())
+    await redis_client.hset(day, f"grok-4:{counter}", 2**63 - 1)  # type: ignore[misc, arg-type]
+    await PromptQueue(redis_client).enqueue("Hello")
+    await hand.settle(await hand.claim())
+    books = await redis_client.hgetall(day)  # type: ignore[misc]
+    named = ("attempts", "prompt_tokens", "completion_tokens", "total_tokens", "cost_in_usd_ticks")
+    assert books.keys() == {f"grok-4:{name}".encode() for name in named}
+    assert await redis_client.ttl(day) > 0

@@ -114,6 +114,44 @@ async def test_a_closed_connection_is_made_anew(redis: Redis, redis_client: Redi
     assert await wire.call([("PING",)]) == [b"PONG"]
 
 
+def reset(connection: Any) -> None:
+    """What the loop does when the other side resets the connection."""
+    connection._writer.transport._fatal_error(ConnectionResetError("reset"))
+
+
+async def test_a_connection_that_was_reset_is_made_anew(redis: Redis) -> None:
+    """For the client and for the scripts' own calls: it neither fails nor ends a worker."""
+    reset(await idle_connection(redis))
+    await asyncio.sleep(0)
+    assert await redis.ping()
+    wire = wire_of(redis)
+    await wire.call([("PING",)])
+    reset(wire._idle[0])
+    await asyncio.sleep(0)
+    assert await wire.call([("PING",)]) == [b"PONG"]
+
+
+async def test_writing_to_a_connection_that_was_reset_is_an_outage(redis: Redis) -> None:
+    """Python 3.12 and later raise AttributeError there."""
+    connection = await idle_connection(redis)
+    reset(connection)
+    await asyncio.sleep(0)
+    with pytest.raises(OUTAGE):
+        await ask(connection, "PING")
+
+
+async def test_a_health_check_reads_no_reply_of_another(redis_url: str) -> None:
+    """redis-py would ask for it while a long command is on its way."""
+    redis: Redis = open_redis(f"{redis_url}?health_check_interval=1", timeout=5)
+    try:
+        connection = await idle_connection(redis)
+        connection.next_health_check = 0
+        await redis.set("big", BIG, ex=60)
+        assert await redis.strlen("big") == len(BIG)
+    finally:
+        await close_redis(redis)
+
+
 async def test_a_reply_that_nobody_read_answers_nothing_else(redis: Redis) -> None:
     """A connection with a reply left over is made anew."""
     wire = wire_of(redis)

@@ -277,7 +277,8 @@ class PromptWorker(Worker):
     async def _keep_leases(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):  # not wait_for: in Python 3.11 it may swallow the cancel of close()
-                async with asyncio.timeout(self._settings.renew_period):
+                # However long the leases: who is not heard of for a while counts as gone (`reading.py`).
+                async with asyncio.timeout(min(self._settings.renew_period, POLL_IDLE)):
                     await self._renew_now.wait()
             self._renew_now.clear()
             if not self.leases.runs and not self.leases.is_broken:

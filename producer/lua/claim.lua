@@ -58,6 +58,7 @@ local function guarded(lane, id, act, ...)
   if ok then return said end
   redis.call('ZREM', K.lane .. lane, id)
   redis.call('ZREM', K.running .. lane, id)
+  left[lane] = true
   pcall(write_off, now, id, lane, failure_ttl)
   return nil
 end
@@ -110,18 +111,18 @@ local function stall_if_run_out(id, model)
 end
 
 local function promote_due()
-  local left = 100
+  local room = 100
   for _, lane in ipairs(lanes) do
-    if may_take_over and left > 0 then
-      local over = redis.call('ZRANGEBYSCORE', K.running .. lane, '-inf', exact(now), 'LIMIT', 0, left)
-      left = left - #over
+    if may_take_over and room > 0 then
+      local over = redis.call('ZRANGEBYSCORE', K.running .. lane, '-inf', exact(now), 'LIMIT', 0, room)
+      room = room - #over
       for _, id in ipairs(over) do guarded(lane, id, stall_if_run_out, lane) end
     end
   end
   for _, lane in ipairs(lanes) do
-    if left > 0 then
-      local due = redis.call('ZRANGEBYSCORE', K.lane .. lane, exact(HORIZON), exact(now), 'LIMIT', 0, left)
-      left = left - #due
+    if room > 0 then
+      local due = redis.call('ZRANGEBYSCORE', K.lane .. lane, exact(HORIZON), exact(now), 'LIMIT', 0, room)
+      room = room - #due
       for _, id in ipairs(due) do guarded(lane, id, promote, lane) end
     end
   end

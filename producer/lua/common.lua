@@ -256,10 +256,10 @@ local function write_off(now, id, lane, ttl)
   local rest = { lane = lane, model = lane }
   redis.call('ZREM', K.deadlines, id)
   if redis.call('TYPE', K.ledger .. id).ok == 'hash' then
-    local left = redis.call('HMGET', K.ledger .. id, 'state', 'model', 'group', 'token')
-    if FINAL[left[1]] then return end
-    rest = { lane = lane, state = OPEN[left[1]] and left[1], model = left[2] or lane, group = left[3] or nil }
-    if rest.group and not rest.state then rest.state = counted_as(rest.group, left[4]) end
+    local said = redis.call('HMGET', K.ledger .. id, 'state', 'model', 'group', 'token')
+    if FINAL[said[1]] then return end
+    rest = { lane = lane, state = OPEN[said[1]] and said[1], model = said[2] or lane, group = said[3] or nil }
+    if rest.group and not rest.state then rest.state = counted_as(rest.group, said[4]) end
     redis.call('HDEL', K.ledger .. id, 'digest', 'nonce', unpack(FIELDS))
   else
     redis.call('DEL', K.ledger .. id)

@@ -36,9 +36,10 @@ local function book(at, id, token, ledger)
   end
 end
 
+-- One counter that takes no more must not keep the others from being written.
 local function close_the_day()
-  for counter, sum in pairs(sums) do redis.call('HINCRBY', day, counter, exact(sum)) end
-  redis.call('PEXPIRE', day, 90 * 86400000)
+  for counter, sum in pairs(sums) do redis.pcall('HINCRBY', day, counter, exact(sum)) end
+  redis.pcall('PEXPIRE', day, 90 * 86400000)
 end
 
 -- Pause a model for the fleet. Calls claimed before the last pause say nothing new.
@@ -90,7 +91,7 @@ for at = 3, #ARGV, WIDTH do
   if ok then reply[#reply + 1] = said
   else reply[#reply + 1] = 'error: ' .. tostring(type(said) == 'table' and said.err or said) end
 end
-if next(sums) then pcall(close_the_day) end
+if next(sums) then close_the_day() end
 tidy()
 -- An answer to a call that was claimed after the pause began ends the pause.
 for model, claimed in pairs(answered) do

@@ -27,7 +27,7 @@ _CLOSED_WITHIN = 1.0
 
 
 async def examine(loaded: Loaded) -> Report:
-    """Every check's finding. Takes 3 * `LIMIT` at most, whatever hangs."""
+    """Every check's finding. Takes `LIMIT` and `API_LIMIT` at most, whatever hangs."""
     local = await _all(
         {
             "installation": on_settings.installation,
