@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from faults.bookkeeping import Ledger, audit, ledgers_of, results_of, until_running
 from promptq.producer import ErrorCode, JobStatus, PromptJob, PromptQueue, codec, keys, scripts
-from promptq.producer.records import Settlement
+from promptq.producer.records import Claimed, ClaimedJob, Kind, Settlement
 from promptq.producer.wire import Wire
 from promptq.worker import engine
 from promptq.worker.engine import PromptWorker
@@ -253,6 +253,21 @@ async def test_a_worker_of_one_model_is_woken_for_its_first_job(
         worker.drain()
         await main
         await worker.close()
+
+
+@pytest.mark.parametrize(("kind", "is_run"), [("succeeded", False), ("retry", True)])
+async def test_what_is_answered_when_its_lease_comes_back_is_not_run_again(
+    redis_url: str, kind: Kind, is_run: bool
+) -> None:
+    """The claim was under way when the call ended: a success is taken from any run, so a second call would be waste."""
+    job = ClaimedJob("a", "1", "m", "m", 0, None, 1, 1, 0, b"{}")
+    claimed = Claimed(now=1, has_more=False, due_in=None, lanes=("m",), jobs=(job,), foreign=())
+    async with running_worker(redis_url) as worker:
+        worker._exchange.unsettled.append(Settlement("a", "w:1", "1", kind, 1000))
+        worker._start("w:2", claimed)
+        assert ("a" in worker.leases.runs) == is_run
+        worker._exchange.unsettled.clear()
+        worker.leases.runs.clear()
 
 
 async def test_redis_works_while_the_claimed_jobs_run(
