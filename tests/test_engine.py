@@ -270,6 +270,13 @@ async def test_what_is_answered_when_its_lease_comes_back_is_not_run_again(
         worker.leases.runs.clear()
 
 
+async def test_a_worker_that_stops_is_not_counted_any_more(redis_url: str, redis_client: Redis) -> None:
+    """It shows that it lives with its first claim, and takes its name back when it ends."""
+    async with running_worker(redis_url) as worker:
+        await wait_until(lambda: redis_client.zscore(keys.WORKERS, worker.name))
+    assert await redis_client.zscore(keys.WORKERS, worker.name) is None
+
+
 async def test_redis_works_while_the_claimed_jobs_run(
     redis_url: str, queue: PromptQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

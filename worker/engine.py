@@ -357,10 +357,9 @@ class PromptWorker(Worker):
         if self._helpers and not self.leases.is_broken:
             with contextlib.suppress(RedisError, OSError):  # TimeoutError is one
                 async with asyncio.timeout(self._settings.redis_timeout):
+                    await self.pool.zrem(keys.WORKERS, self.name)
                     await self._waiter.end()
                     await self._helpers[0]  # cancelled, it might eat the marker that it has just popped
-        with contextlib.suppress(RedisError, OSError):
-            await self.pool.zrem(keys.WORKERS, self.name)
         for helper in self._helpers:
             helper.cancel()
         await asyncio.gather(*self._helpers, return_exceptions=True)
