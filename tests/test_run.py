@@ -12,6 +12,7 @@ from promptq.producer.errors import ErrorCode
 from promptq.producer.models import Attempt, PromptJob, Usage
 from promptq.producer.records import ClaimedJob, Settlement
 from promptq.worker.providers.base import Answer, ProviderError
+from promptq.worker.providers.echo import EchoProvider
 from promptq.worker.run import Run, Runner, StopReason
 from promptq.worker.settings import Settings
 from promptq.worker.settlement import Clerk
@@ -21,12 +22,13 @@ PROMPT = "what nobody may read in a log"
 ANSWER = Answer("the answer that nobody may read", "m", Usage(total_tokens=9))
 
 
-class Scripted:
+class Scripted(EchoProvider):
     """A provider that does what it is told."""
 
     name = "scripted"
 
     def __init__(self, act: Callable[[], Awaitable[Answer]]) -> None:
+        super().__init__()
         self._act = act
         self.asked: list[tuple[PromptJob, float]] = []
 
@@ -34,9 +36,6 @@ class Scripted:
         """Note the call, and act."""
         self.asked.append((job, timeout))
         return await self._act()
-
-    async def aclose(self) -> None:
-        """Nothing is open."""
 
 
 async def answer() -> Answer:

@@ -453,7 +453,9 @@ async def test_the_key_is_nowhere(sim: RunningSimulator, key: str) -> None:
     error = await refused(provider)
     assert error.code is ErrorCode.BAD_KEY
     assert error.message.startswith("INVALID_ARGUMENT: Incorrect API key provided: ***")
-    for shown in (everything_of(error), repr(provider), repr(vars(provider)), repr(vars(provider._pool))):
+    account = provider._accounts.present()
+    inside = [repr(each) for each in (provider, vars(provider), vars(provider._accounts), account, vars(account.pool))]
+    for shown in (everything_of(error), *inside):
         assert key not in shown
     await provider.aclose()
 

@@ -29,10 +29,8 @@ async def api(settings: Settings, key: str) -> Finding:
         return problem(f"{host}: {error!s}", _ADVICE.get(error.code) or _reach(settings))
     finally:
         await provider.aclose()
-    states = {"blocked": info.is_blocked, "disabled": info.is_disabled, "of a blocked team": info.is_team_blocked}
-    faults = [state for state, is_so in states.items() if is_so]
-    if faults:
-        return problem(f"{host}: the key is {' and '.join(faults)}", f"enable it, or make another: {_CONSOLE}")
+    if info.faults:
+        return problem(f"{host}: the key is {' and '.join(info.faults)}", f"enable it, or make another: {_CONSOLE}")
     models = [acl.removeprefix(_MODEL) for acl in info.acls if acl.startswith(_MODEL)]
     if models and not {"*", settings.default_model} & set(models):
         only = ", ".join(models)

@@ -1,4 +1,4 @@
-"""The seam to whatever answers prompts: one method, one answer, one kind of error.
+"""The seam to whatever answers prompts: one call, one answer, one kind of error, and whose account pays.
 
 Vendor errors end at a provider's border; run.py and outcome.py know only these types.
 """
@@ -8,6 +8,9 @@ from typing import Protocol
 
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob, ToolCall, Usage
+
+OF_THE_ACCOUNT = frozenset({ErrorCode.BAD_KEY, ErrorCode.NO_CREDIT})
+"""What no call of the account gets past until somebody changes the key or buys credit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,9 @@ class ProviderError(Exception):
     """A call that brought no answer. `code` decides what becomes of the job (outcome.py).
 
     `retry_after` in seconds, if the provider asked for it; `usage` if it told what the failed call cost;
-    `was_sent` False if the provider was not reached at all: that costs no attempt.
+    `was_sent` False if the provider was not reached at all: that costs no attempt. `is_stale`, only with codes that are
+    OF_THE_ACCOUNT: the call was made with a key that has been replaced since; that is no refusal of `Provider.account`,
+    and the call is to be made again.
     The message may go into results and logs: it never holds a key or the prompt.
     """
 
@@ -40,9 +45,10 @@ class ProviderError(Exception):
         retry_after: float | None = None,
         usage: Usage | None = None,
         was_sent: bool = True,
+        is_stale: bool = False,
     ) -> None:
         super().__init__(f"{code}: {message}")
-        self.was_sent = was_sent
+        self.was_sent, self.is_stale = was_sent, is_stale
         self.code, self.message, self.retry_after, self.usage = code, message, retry_after, usage
 
 
@@ -52,11 +58,28 @@ class Provider(Protocol):
     name: str
     """Stands in every result."""
 
+    @property
+    def account(self) -> str:
+        """Who pays for a call that is made now: the same in every process with the same key, and nothing of the key.
+
+        It changes when the key is replaced. Cheap enough to be read at each call; on the worker's event loop alone.
+        """
+        ...
+
     async def sample(self, job: PromptJob, timeout: float) -> Answer:
         """One call, never repeated here: the queue owns every retry.
 
         The caller cancels it after `timeout` seconds; the provider's own limit must be longer than that.
         Cancelling it cancels the call at the vendor. Raises ProviderError.
+        """
+        ...
+
+    async def probe(self) -> None:
+        """Ask whether the account works, which costs no tokens and takes seconds at most. Raises ProviderError if not.
+
+        That is `bad_key` for a key that is refused, and what kept us from an answer otherwise, such as `unavailable`.
+        The key is looked up anew, so that `account` may be another one afterwards. Whether there is credit may stay
+        open: then the next call tells.
         """
         ...
 

@@ -10,6 +10,7 @@ class EchoProvider:
     """Answers with the last message after `latency` seconds; counts a token for every four characters."""
 
     name = "echo"
+    account = "echo"
 
     def __init__(self, latency: float = 0.0) -> None:
         self._latency = latency
@@ -27,6 +28,9 @@ class EchoProvider:
             total_tokens=prompt_tokens + completion_tokens,
         )
         return Answer(content, str(job.model), usage)
+
+    async def probe(self) -> None:
+        """Nothing can be wrong."""
 
     async def aclose(self) -> None:
         """Nothing is open."""

@@ -3,9 +3,11 @@
 Loads grpc and xai_sdk: import it only where a worker is built.
 """
 
+import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import grpc.aio
@@ -17,15 +19,18 @@ from xai_sdk.proto import chat_pb2, sample_pb2, usage_pb2
 
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob, ToolCall, Usage
-from promptq.worker.providers.base import Answer, ProviderError
+from promptq.worker.providers.base import OF_THE_ACCOUNT, Answer, ProviderError
+from promptq.worker.providers.xai_account import Account, Accounts
 from promptq.worker.providers.xai_errors import error_of, presentable, without_quotes
-from promptq.worker.providers.xai_key import checked_key, read_key
+from promptq.worker.providers.xai_key import KeyFile, checked_key, read_key
 from promptq.worker.providers.xai_pool import ClientPool, cancellable, connections_for
 from promptq.worker.settings import Settings
 
 LONGEST_JOB_TIMEOUT = 86_400.0
 """Seconds: what PromptJob allows."""
 RPC_MARGIN = 300.0
+PROBE_TIMEOUT = 10.0
+"""Seconds."""
 
 _NO_PROMPTS_IN_TRACES = "XAI_SDK_DISABLE_SENSITIVE_TELEMETRY_ATTRIBUTES"
 
@@ -68,6 +73,12 @@ class KeyInfo:
     is_disabled: bool
     acls: tuple[str, ...]
 
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why no call with it is answered; empty if it may be used."""
+        states = {"blocked": self.is_blocked, "disabled": self.is_disabled, "of a blocked team": self.is_team_blocked}
+        return tuple(state for state, is_so in states.items() if is_so)
+
 
 class XaiProvider:
     """Calls xAI over a few connections, which open with the first calls.
@@ -78,6 +89,7 @@ class XaiProvider:
         insecure: Plain text instead of TLS, past any proxy: for the simulator.
         max_jobs: Calls at once that there are connections for.
         job_timeout: Seconds; the RPC's own limit is longer than this, and than any job's.
+        key_file: Where the key is looked for again. Calls under way keep the one that they began with.
 
     Raises:
         ApiKeyError: The key is missing, or is not one.
@@ -93,12 +105,13 @@ class XaiProvider:
         insecure: bool = False,
         max_jobs: int = 100,
         job_timeout: float = 3600.0,
+        key_file: KeyFile | None = None,
     ) -> None:
-        self._key = SecretStr(checked_key(api_key))
         self._host = host
         self._insecure = insecure
+        self._connections = connections_for(max_jobs)
         self._rpc_timeout = max(job_timeout, LONGEST_JOB_TIMEOUT) + RPC_MARGIN
-        self._pool = ClientPool(self._open_client, connections_for(max_jobs))
+        self._accounts = Accounts(checked_key(api_key), self._open_pool, key_file)
         os.environ.setdefault(_NO_PROMPTS_IN_TRACES, "1")
 
     @classmethod
@@ -114,7 +127,13 @@ class XaiProvider:
             insecure=settings.xai_insecure,
             max_jobs=settings.max_jobs,
             job_timeout=settings.job_timeout,
+            key_file=KeyFile.named_by(settings),
         )
+
+    @property
+    def account(self) -> str:
+        """As `Provider.account`: `xai:` and eight hex digits of a digest of the key."""
+        return self._accounts.present().name
 
     async def sample(self, job: PromptJob, timeout: float) -> Answer:
         """As `Provider.sample`. A call that xAI cancels is a ProviderError, never a CancelledError.
@@ -122,35 +141,42 @@ class XaiProvider:
         The SDK's exceptions are not chained: their text may hold the key or the prompt.
         """
         del timeout  # the caller's; the RPC's own is longer than any
+        account = self._accounts.present()
         try:
-            with self._pool.lend() as client:
+            with account.pool.lend() as client:
                 response = await cancellable(self._chat(client, job).sample())
             return _answer(response.proto, job)
         except ProviderError:
             raise
-        except grpc.aio.AioRpcError as error:
-            details = self._without_secrets(error.details() or "", job)
-            raise error_of(error.code(), details, error.trailing_metadata()) from None
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises, the job must learn of it
-            raise self._failure(ErrorCode.PROVIDER_ERROR, error, job) from None
+            raise self._failure(error, account, job) from None
 
     async def key_info(self) -> KeyInfo:
         """What xAI knows of the key; costs no tokens. Raises ProviderError, also for a key that is none."""
+        return await self._key_info(self._accounts.present())
+
+    async def probe(self) -> None:
+        """As `Provider.probe`. Reads the key's file anew; whether there is credit is not told here."""
+        account = self._accounts.reread()
         try:
-            with self._pool.lend() as client:
-                info = await client.auth.get_api_key_info()
-        except grpc.aio.AioRpcError as error:
-            details = without_quotes(error.details() or "", [self._key.get_secret_value()])
-            raise error_of(error.code(), details, error.trailing_metadata()) from None
-        return KeyInfo(info.name, info.api_key_blocked, info.team_blocked, info.disabled, tuple(info.acls))
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                info = await self._key_info(account)
+        except TimeoutError:
+            raise ProviderError(ErrorCode.TIMEOUT, f"no answer within {PROBE_TIMEOUT:g} s") from None
+        if info.faults:
+            said = f"the key is {' and '.join(info.faults)}"
+            raise ProviderError(ErrorCode.BAD_KEY, said, is_stale=self._accounts.is_replaced(account))
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._pool.aclose()
+        await self._accounts.aclose()
 
-    def _open_client(self) -> AsyncClient:
+    def _open_pool(self, key: SecretStr) -> ClientPool:
+        return ClientPool(partial(self._open_client, key), self._connections)
+
+    def _open_client(self, key: SecretStr) -> AsyncClient:
         return AsyncClient(
-            api_key=self._key.get_secret_value(),
+            api_key=key.get_secret_value(),
             api_host=self._host,
             timeout=self._rpc_timeout,
             channel_options=[*_CHANNEL_OPTIONS, *(_PLAIN_OPTIONS if self._insecure else ())],
@@ -176,16 +202,34 @@ class XaiProvider:
                 user=job.user,
             )
         except (TypeError, ValueError) as error:
-            raise self._failure(ErrorCode.INVALID_REQUEST, error, job) from None
+            said = self._without_secrets(_named(error), job)
+            raise ProviderError(ErrorCode.INVALID_REQUEST, presentable(said)) from None
 
-    def _failure(self, code: ErrorCode, error: Exception, job: PromptJob) -> ProviderError:
-        said = self._without_secrets(f"{type(error).__name__}: {error}", job)
-        return ProviderError(code, presentable(said))
+    async def _key_info(self, account: Account) -> KeyInfo:
+        try:
+            with account.pool.lend() as client:
+                info = await cancellable(client.auth.get_api_key_info())
+        except Exception as error:  # noqa: BLE001 - whatever the SDK raises, the caller must learn of it
+            raise self._failure(error, account) from None
+        return KeyInfo(info.name, info.api_key_blocked, info.team_blocked, info.disabled, tuple(info.acls))
 
-    def _without_secrets(self, text: str, job: PromptJob) -> str:
+    def _failure(self, error: Exception, account: Account, job: PromptJob | None = None) -> ProviderError:
+        """What a call of this account meant that ended so."""
+        if not isinstance(error, grpc.aio.AioRpcError):
+            return ProviderError(ErrorCode.PROVIDER_ERROR, presentable(self._without_secrets(_named(error), job)))
+        details = self._without_secrets(error.details() or "", job)
+        failure = error_of(error.code(), details, error.trailing_metadata())
+        failure.is_stale = failure.code in OF_THE_ACCOUNT and self._accounts.is_replaced(account)
+        return failure
+
+    def _without_secrets(self, text: str, job: PromptJob | None) -> str:
         """Also so that no prompt, quoted in an error, can pass for what xAI says of the account."""
-        contents = [message.content for message in job.messages]
-        return without_quotes(text, [self._key.get_secret_value(), *contents])
+        contents = [message.content for message in job.messages] if job else []
+        return without_quotes(text, [*self._accounts.keys(), *contents])
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _answer(response: chat_pb2.GetChatCompletionResponse, job: PromptJob) -> Answer:
