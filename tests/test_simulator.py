@@ -9,7 +9,7 @@ import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import time
 from typing import Any, get_args
 
 import grpc
@@ -17,77 +17,25 @@ import grpc.aio
 import pytest
 from pydantic import ValidationError
 from xai_sdk import AsyncClient
-from xai_sdk.chat import Response, assistant, image, system, user
+from xai_sdk.chat import assistant, image, system, user
 from xai_sdk.proto import chat_pb2, usage_pb2
 
 from promptq.producer.errors import ErrorCode
 from promptq.worker.providers.xai_errors import error_of
 from promptq.worker.simulator import books
 from promptq.worker.simulator.control import SimulatorControl
-from promptq.worker.simulator.knobs import Fault, Knobs, StatusName
+from promptq.worker.simulator.knobs import Fault, Knobs, RateLimit, StatusName
 from promptq.worker.simulator.process import (
     SimulatorDidNotStart,
     SimulatorProcess,
     running_simulator,
-    simulator_process,
 )
 from promptq.worker.simulator.spread import Spread, parse_spread
+from simulator_calls import QUESTION, Connect, ask, failure_of
 from waiting import wait_until
 
 COMMAND = (sys.executable, "-m", "promptq.worker.simulator")
-NO_RETRIES = [("grpc.enable_retries", 0)]
-QUESTION = "How many clips did Natalia sell altogether in April and May?"
-
-Connect = Callable[..., AsyncClient]
-Ask = Callable[..., Awaitable[Response]]
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[SimulatorProcess]:
-    """One simulator for all tests that do not need their own."""
-    with simulator_process() as process:
-        yield process
-
-
-@pytest.fixture
-async def control(simulator: SimulatorProcess) -> AsyncIterator[SimulatorControl]:
-    """Its remote control; books and knobs are as at the start."""
-    async with SimulatorControl(simulator.host) as control:
-        await control.reset()
-        yield control
-
-
-@pytest.fixture
-async def connect() -> AsyncIterator[Connect]:
-    """Makes SDK clients, without the SDK's own retries unless told otherwise."""
-    clients: list[AsyncClient] = []
-
-    def connect(host: str, *, retries: bool = False, pool: bool = False) -> AsyncClient:
-        options = [*([] if retries else NO_RETRIES), *([("grpc.use_local_subchannel_pool", 1)] if pool else [])]
-        clients.append(AsyncClient("test", api_host=host, use_insecure_channel=True, channel_options=options))
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        await client.close()
-
-
-@pytest.fixture
-def client(simulator: SimulatorProcess, control: SimulatorControl, connect: Connect) -> AsyncClient:
-    """A client of the shared simulator, whose books are empty."""
-    return connect(simulator.host)
-
-
-async def ask(client: AsyncClient, question: str = QUESTION, **params: Any) -> Response:
-    """One question, one call."""
-    return await client.chat.create("grok-4", messages=[user(question)], **params).sample()
-
-
-async def failure_of(call: Awaitable[object]) -> grpc.aio.AioRpcError:
-    """The error that a call must end with."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
+pytest_plugins = ["simulator_fixture"]
 
 
 # --- answers ---------------------------------------------------------------------------------------
@@ -563,7 +511,47 @@ def test_journal_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [call.number for call in journal.calls_after(0)] == [3, 4, 5]
     assert [call.number for call in journal.calls_after(4)] == [5]
     assert {len(call.prompt) for call in journal.calls_after(0)} == {1_000}
-    assert journal.totals().calls == 5
+    assert journal.totals(credit=None).calls == 5
+
+
+def test_seconds_are_counted_by_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call counts in the second in which it came, with what it started or that it was refused."""
+    now = 1_700_000_000.9
+    monkeypatch.setattr(time, "time", lambda: now)
+    counted = books.Books()
+
+    def call(model: str) -> books.Call:
+        return counted.open(model=model, prompt="", key="", peer="")
+
+    usage = books.TokenUsage(1, 0, 0, 2, 4, 1, 7, None)
+    early = call("grok-4")
+    counted.throttle(call("grok-4"))
+    counted.start(call("grok-3"), usage)
+    now += 0.2
+    counted.start(call("grok-4"), usage)
+    counted.start(early, usage)
+    rows = [(row.second - 1_700_000_000, *list(row.model_dump().values())[1:]) for row in counted.seconds()]
+    assert rows == [(0, "grok-4", 2, 1, 1, 7), (0, "grok-3", 1, 1, 0, 7), (1, "grok-4", 1, 1, 0, 7)]
+    monkeypatch.setattr(books, "SECONDS_LENGTH", 3)
+    call("grok-2")
+    assert [row.model for row in counted.seconds()] == ["grok-3", "grok-4", "grok-2"]
+
+
+async def test_seconds_add_up_to_the_totals(client: AsyncClient, control: SimulatorControl) -> None:
+    """Summed over all seconds and models, there is every call, and every token that was charged."""
+    await control.set(limits={"grok-4": {"rpm": 5, "mode": "per_minute"}})
+    began = int(time.time())
+    models = ("grok-4", "grok-3") * 8
+    await asyncio.gather(*(ask(client, model=model) for model in models), return_exceptions=True)
+    seconds, totals = await control.seconds(), await control.totals()
+    assert {row.model for row in seconds} == {"grok-4", "grok-3"}
+    assert all(began <= row.second <= time.time() for row in seconds)
+    assert sum(row.calls for row in seconds) == totals.calls == 16
+    assert sum(row.generations for row in seconds) == totals.generations == 13
+    assert sum(row.throttled for row in seconds) == 3
+    assert sum(row.total_tokens for row in seconds) == totals.charged.total_tokens
+    await control.reset()
+    assert await control.seconds() == []
 
 
 # --- the process -----------------------------------------------------------------------------------
@@ -601,7 +589,16 @@ def test_port_in_use_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [("--latency", "soon"), ("--fault", "{"), ("--fault", '{"kind": "?"}'), ("--knobs", "[]")]
+    "options",
+    [
+        ("--latency", "soon"),
+        ("--fault", "{"),
+        ("--fault", '{"kind": "?"}'),
+        ("--knobs", "[]"),
+        ("--rpm", "0"),
+        ("--retry-hint", "soon"),
+        ("--per-minute", "--ready-json"),
+    ],
 )
 def test_bad_option_is_one_line(options: tuple[str, str]) -> None:
     """A bad value is one line on stderr and exit code 2."""
@@ -650,6 +647,19 @@ async def test_dies_with_its_parent() -> None:
     except AssertionError:
         os.kill(int(pid), signal.SIGKILL)
         raise
+
+
+async def test_limits_on_the_command_line() -> None:
+    """`--rpm`, `--tpm`, `--per-minute` and `--retry-hint` are knobs for every model."""
+    options = ("--port", "0", "--rpm", "120", "--tpm", "9e5", "--per-minute", "--retry-hint", "retry_info")
+    with subprocess.Popen((*COMMAND, *options, "--ready-json"), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        async with SimulatorControl(ready["host"]) as control:
+            knobs = await control.knobs()
+        process.terminate()
+    limit = RateLimit(rpm=120, tpm=900_000, mode="per_minute")
+    assert knobs == Knobs(limits={"*": limit}, retry_hint="retry_info")
 
 
 def test_ready_line_is_json() -> None:

@@ -9,6 +9,7 @@ its own process, for demo, tests and benchmarks. What to import from where:
 - `server.serving`: the server inside this process.
 - `command.simulate`: the command line.
 
-Inside, a call passes through `chat`, which writes it into `books`, asks `faults` what goes wrong,
-takes the answer from `answers`, and waits as long as `knobs` say. `state` is what they share.
+Inside, a call passes through `chat`, which writes it into `books`, asks `faults` what goes wrong and
+`buckets` whether a rate limit has room, takes the answer from `answers`, and waits as long as `knobs`
+say. `state` is what they share.
 """

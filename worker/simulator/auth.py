@@ -1,11 +1,11 @@
-"""The Auth service: any key is good here, and is told so, unless the knob `key` says otherwise."""
+"""The Auth service: any key is good here, and is told so, unless the knobs `key` and `keys` say otherwise."""
 
 from google.protobuf.empty_pb2 import Empty
 from xai_sdk.proto import auth_pb2, auth_pb2_grpc
 
 from promptq.worker.simulator.context import CallContext
 from promptq.worker.simulator.credentials import fingerprint_in
-from promptq.worker.simulator.refusals import incorrect_key, no_key, send
+from promptq.worker.simulator.refusals import TEAM_ID, expired_key, incorrect_key, no_key, send
 from promptq.worker.simulator.state import State
 
 
@@ -21,7 +21,9 @@ class AuthService(auth_pb2_grpc.AuthServicer):
         fingerprint = fingerprint_in(context.invocation_metadata())
         if not fingerprint:
             await send(no_key(), context)
-        key = self._state.knobs.key
+        key = self._state.knobs.state_of(fingerprint)
+        if key == "expired":
+            await send(expired_key(), context)
         if key == "incorrect":
             await send(incorrect_key(), context)
         return auth_pb2.ApiKey(
@@ -29,7 +31,7 @@ class AuthService(auth_pb2_grpc.AuthServicer):
             api_key_id=fingerprint,
             name="simulated key",
             user_id="simulated-user",
-            team_id="simulated-team",
+            team_id=TEAM_ID,
             acls=["api-key:endpoint:*", "api-key:model:*"],
             api_key_blocked=key == "blocked",
             team_blocked=key == "team_blocked",

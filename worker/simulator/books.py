@@ -13,6 +13,7 @@ from itertools import islice
 from pydantic import BaseModel, ConfigDict
 
 JOURNAL_LENGTH = 200_000
+SECONDS_LENGTH = 20_000
 PROMPT_LENGTH = 1_000
 CANCELLED = "CANCELLED"
 FAILED = "UNKNOWN"
@@ -64,6 +65,8 @@ class Totals(_Frozen):
         charged: Usage of all generations started.
         answered: Usage of those whose answer was sent.
         connections: Client connections that calls came over.
+        credit_in_usd_ticks: What the account has left, below zero if the last call cost more; None
+            if it never ends.
     """
 
     calls: int
@@ -74,6 +77,26 @@ class Totals(_Frozen):
     charged: TokenTotals
     answered: TokenTotals
     connections: int
+    credit_in_usd_ticks: int | None
+
+
+class Second(_Frozen):
+    """The calls to one model that came within one second.
+
+    Attributes:
+        second: Since the epoch.
+        calls: Calls seen, refused ones included.
+        generations: Those that started a generation.
+        throttled: Those that a rate limit refused.
+        total_tokens: Charged for the generations.
+    """
+
+    second: int
+    model: str
+    calls: int
+    generations: int
+    throttled: int
+    total_tokens: int
 
 
 class JournalEntry(_Frozen):
@@ -101,17 +124,27 @@ class JournalEntry(_Frozen):
     usage: TokenUsage | None
 
 
+class Tally:
+    """The counts of one `Second`."""
+
+    __slots__ = ("calls", "generations", "throttled", "tokens")
+
+    def __init__(self) -> None:
+        self.calls = self.generations = self.throttled = self.tokens = 0
+
+
 class Call:
     """A call on the books, open until `Books.close`."""
 
-    __slots__ = ("ended", "ended_at", "key", "model", "number", "prompt", "started_at", "usage")
+    __slots__ = ("ended", "ended_at", "key", "model", "number", "prompt", "started_at", "tally", "usage")
 
-    def __init__(self, number: int, model: str, prompt: str, key: str) -> None:
+    def __init__(self, number: int, model: str, prompt: str, key: str, *, started_at: float, tally: Tally) -> None:
         self.number = number
         self.model = model
+        self.tally = tally
         self.prompt = prompt[:PROMPT_LENGTH]
         self.key = key
-        self.started_at = time.time()
+        self.started_at = started_at
         self.ended_at: float | None = None
         self.ended: str | None = None
         self.usage: TokenUsage | None = None
@@ -144,6 +177,7 @@ class Books:
         self._charged = _Sum()
         self._answered = _Sum()
         self._peers: set[str] = set()
+        self._tallies: dict[tuple[int, str], Tally] = {}
 
     def open(self, *, model: str, prompt: str, key: str, peer: str) -> Call:
         """Books a call as seen; `key` is a fingerprint, `peer` names the connection."""
@@ -151,15 +185,24 @@ class Books:
         self._in_flight += 1
         self._peak_in_flight = max(self._peak_in_flight, self._in_flight)
         self._peers.add(peer)
-        call = Call(self._calls, model, prompt, key)
+        now = time.time()
+        tally = self._tally(int(now), model)
+        tally.calls += 1
+        call = Call(self._calls, model, prompt, key, started_at=now, tally=tally)
         self._journal.append(call)
         return call
+
+    def throttle(self, call: Call) -> None:
+        """Books that a rate limit refuses the call."""
+        call.tally.throttled += 1
 
     def start(self, call: Call, usage: TokenUsage) -> None:
         """Books that the call's generation starts, and charges it."""
         call.usage = usage
         self._generations += 1
         self._charged.add(usage)
+        call.tally.generations += 1
+        call.tally.tokens += usage.total_tokens
 
     def close(self, call: Call, ended: str) -> None:
         """Books how the call ended: `OK`, a status code, or `CANCELLED`."""
@@ -170,8 +213,8 @@ class Books:
         if ended == OK and call.usage is not None:
             self._answered.add(call.usage)
 
-    def totals(self) -> Totals:
-        """The books in numbers."""
+    def totals(self, *, credit: int | None) -> Totals:
+        """The books in numbers; `credit` is what the account has left, in ticks."""
         return Totals(
             calls=self._calls,
             generations=self._generations,
@@ -181,12 +224,35 @@ class Books:
             charged=self._charged.to_totals(),
             answered=self._answered.to_totals(),
             connections=len(self._peers),
+            credit_in_usd_ticks=credit,
         )
+
+    def seconds(self) -> list[Second]:
+        """The calls by second and model, oldest first; only seconds with calls."""
+        return [
+            Second(
+                second=second,
+                model=model,
+                calls=tally.calls,
+                generations=tally.generations,
+                throttled=tally.throttled,
+                total_tokens=tally.tokens,
+            )
+            for (second, model), tally in self._tallies.items()
+        ]
 
     def calls_after(self, number: int) -> Iterator[Call]:
         """The calls with higher numbers, oldest first, as far back as the journal reaches."""
         oldest = self._calls - len(self._journal) + 1
         return islice(self._journal, max(0, number + 1 - oldest), None)
+
+    def _tally(self, second: int, model: str) -> Tally:
+        tally = self._tallies.get((second, model))
+        if tally is None:
+            tally = self._tallies[second, model] = Tally()
+            if len(self._tallies) > SECONDS_LENGTH:
+                del self._tallies[next(iter(self._tallies))]
+        return tally
 
 
 class _Sum:

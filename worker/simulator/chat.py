@@ -6,16 +6,18 @@ import itertools
 from xai_sdk.proto import chat_pb2, chat_pb2_grpc
 
 from promptq.worker.simulator.answers import Prompt, compose_answer, plan_answer, read_prompt
-from promptq.worker.simulator.books import CANCELLED, FAILED, OK, Books, Call
+from promptq.worker.simulator.books import CANCELLED, FAILED, OK, Books, Call, TokenUsage
 from promptq.worker.simulator.context import CallContext
 from promptq.worker.simulator.credentials import fingerprint_in
 from promptq.worker.simulator.refusals import (
     Refusal,
     fail_after_start,
+    no_credit,
     no_key,
     refuse_before_start,
     refuse_key,
     send,
+    throttled,
 )
 from promptq.worker.simulator.state import State
 
@@ -54,17 +56,29 @@ class ChatService(chat_pb2_grpc.ChatServicer):
     ) -> chat_pb2.GetChatCompletionResponse:
         if not call.key:
             raise no_key()
-        refuse_key(self._state.knobs.key)
+        refuse_key(self._state.knobs.state_of(call.key))
         fault = self._state.faults.pick(prompt.text)
         if fault:
             refuse_before_start(fault)
         size = fault.size if fault and fault.kind == "oversized" else None
         plan = plan_answer(request, prompt, self._state.knobs, size)
-        books.start(call, plan.usage)
+        self._start(books, call, plan.usage)
         await self._wait()
         if fault:
             await fail_after_start(fault)
         return compose_answer(request, prompt, plan, self._new_id())
+
+    def _start(self, books: Books, call: Call, usage: TokenUsage) -> None:
+        """Charges credit, limits and books, or nothing at all if the call is refused."""
+        knobs = self._state.knobs
+        if not self._state.has_credit():
+            raise no_credit(knobs.no_credit_code)
+        shortage = self._state.meters.admit(call.key, call.model, usage.total_tokens)
+        if shortage:
+            books.throttle(call)
+            raise throttled(shortage, call.model, knobs.retry_hint)
+        self._state.spend(usage.cost_in_usd_ticks)
+        books.start(call, usage)
 
     async def _wait(self) -> None:
         latency = self._state.draw_latency()

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from promptq.worker.simulator.addresses import LOOPBACK
-from promptq.worker.simulator.knobs import Knobs
+from promptq.worker.simulator.knobs import ANY_MODEL, Knobs
 from promptq.worker.simulator.spread import SPECS
 
 DEFAULT_PORT = 50051
@@ -30,6 +30,14 @@ def simulate(
         str | None,
         typer.Option(help="Ticks (10^10 are 1 USD) a token costs: PROMPT,COMPLETION, or none to not tell."),
     ] = None,
+    rpm: Annotated[float | None, typer.Option(help="Requests a minute that each API key has for each model.")] = None,
+    tpm: Annotated[float | None, typer.Option(help="Tokens a minute that each API key has for each model.")] = None,
+    per_minute: Annotated[
+        bool, typer.Option("--per-minute", help="A minute's quota may be spent at once; the next comes a minute later.")
+    ] = False,
+    retry_hint: Annotated[
+        str | None, typer.Option(help="What a refused call is told of the wait: none, retry_after or retry_info.")
+    ] = None,
     fault: Annotated[list[str] | None, typer.Option(help=_FAULT_HELP)] = None,
     knobs: Annotated[str | None, typer.Option(help="All knobs as a JSON object; other options go over it.")] = None,
     ready_json: Annotated[
@@ -45,6 +53,8 @@ def simulate(
         "max_concurrent_streams": max_streams,
         "seed": seed,
         "cost_in_usd_ticks": cost,
+        "limits": _limits(rpm, tpm, per_minute=per_minute),
+        "retry_hint": retry_hint,
         "faults": [_parsed("--fault", text) for text in fault] if fault else None,
     }
     given = {name: value for name, value in options.items() if value is not None}
@@ -64,6 +74,15 @@ def main() -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(simulate)
     app(prog_name="python -m promptq.worker.simulator")
+
+
+def _limits(rpm: float | None, tpm: float | None, *, per_minute: bool) -> dict[str, Any] | None:
+    """The same for every model; what a knob may not be is found when all are checked."""
+    if rpm is None and tpm is None:
+        if per_minute:
+            _fail("--per-minute needs --rpm or --tpm", exit_code=2)
+        return None
+    return {ANY_MODEL: {"rpm": rpm, "tpm": tpm, "mode": "per_minute" if per_minute else "smooth"}}
 
 
 def _parsed(option: str, text: str) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any, Self
 
 import grpc
 import grpc.aio
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic_core import from_json, to_json
 
-from promptq.worker.simulator.books import JournalEntry, Totals
+from promptq.worker.simulator.books import JournalEntry, Second, Totals
 from promptq.worker.simulator.context import CallContext
 from promptq.worker.simulator.knobs import Knobs
 from promptq.worker.simulator.state import State
@@ -24,6 +24,8 @@ from promptq.worker.simulator.state import State
 SERVICE = "promptq.simulator.Control"
 PAGE_LENGTH = 2_000
 CALL_TIMEOUT = 30.0
+
+_SECONDS = TypeAdapter(list[Second])
 
 
 class JournalPage(BaseModel):
@@ -38,7 +40,8 @@ class JournalPage(BaseModel):
 def control_handler(state: State) -> grpc.GenericRpcHandler:
     """The service, to be added to the server."""
     methods: dict[str, Callable[..., object]] = {
-        "GetTotals": lambda: state.books.totals(),  # noqa: PLW0108 - a reset opens new books
+        "GetTotals": state.totals,
+        "GetSeconds": lambda: state.books.seconds(),  # noqa: PLW0108 - a reset opens new books
         "GetJournal": partial(read_page, state),
         "GetKnobs": lambda: state.knobs,
         "PatchKnobs": lambda **changes: state.patch(changes),
@@ -121,6 +124,13 @@ class SimulatorControl:
             position = page.next_since
         return entries
 
+    async def seconds(self) -> Sequence[Second]:
+        """What was called in each second, by model, oldest first; quiet seconds are left out.
+
+        The simulator keeps the last 20,000.
+        """
+        return _SECONDS.validate_json(await self._call("GetSeconds"))
+
     async def knobs(self) -> Knobs:
         """The knobs as they are now."""
         return Knobs.model_validate_json(await self._call("GetKnobs"))
@@ -137,6 +147,7 @@ class SimulatorControl:
     async def reset(self, *, keep_knobs: bool = False) -> None:
         """Empties the books and, unless told to keep them, sets the knobs as they were at start.
 
+        With the knobs go limits and credit: kept as far as they are used up, or full as at the start.
         Calls in flight are not ended; they end in the old books.
         """
         await self._call("Reset", {"keep_knobs": keep_knobs})

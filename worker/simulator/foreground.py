@@ -37,7 +37,7 @@ async def _run(knobs: Knobs, address: str, port: int, *, as_json: bool, die_with
     async with serving(knobs, address=address, port=port) as server:
         _say(_ready_json(address, server.port) if as_json else _ready_line(address, server.port))
         await stop.wait()
-    totals = server.state.books.totals()
+    totals = server.state.totals()
     _say(totals.model_dump_json() if as_json else _totals_line(totals))
 
 

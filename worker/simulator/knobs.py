@@ -16,9 +16,11 @@ from pydantic import (
     model_validator,
 )
 
+from promptq.worker.simulator.credentials import fingerprint_of, is_fingerprint
 from promptq.worker.simulator.spread import Spread, parse_count, parse_spread
 
 MIB = 1 << 20
+ANY_MODEL = "*"
 
 StatusName = Literal[
     "CANCELLED",
@@ -39,7 +41,8 @@ StatusName = Literal[
     "UNAUTHENTICATED",
 ]
 
-KeyState = Literal["good", "incorrect", "blocked", "team_blocked", "disabled"]
+KeyState = Literal["good", "expired", "incorrect", "blocked", "team_blocked", "disabled"]
+RetryHint = Literal["none", "retry_after", "retry_info"]
 
 _TRAILER_KEY = re.compile(r"[0-9a-z_.-]+")
 _FIELDS_OF_ONE_KIND = {
@@ -135,6 +138,31 @@ def _parse_cost(value: object) -> object:
     return TokenCost(prompt=int(prompt), completion=int(completion))
 
 
+class RateLimit(_Frozen):
+    """What one API key may do with one model; None is no limit. `buckets` has the rules.
+
+    - `smooth`: fills continuously, and holds what comes in `burst` seconds, at least one.
+    - `per_minute`: a whole minute's worth for each minute, which begins with a call.
+
+    Attributes:
+        rpm: Requests per minute.
+        tpm: Tokens per minute: prompt, reasoning and answer, charged when the call starts.
+        burst: Seconds; `smooth` only.
+    """
+
+    rpm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    tpm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    mode: Literal["smooth", "per_minute"] = "smooth"
+    burst: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+
+def _without_secrets(keys: object) -> object:
+    if not isinstance(keys, Mapping):
+        return keys
+    names = {name: str(name) for name in keys}
+    return {text if is_fingerprint(text) else fingerprint_of(text): keys[name] for name, text in names.items()}
+
+
 class Knobs(_Frozen):
     """How the simulator answers.
 
@@ -150,7 +178,19 @@ class Knobs(_Frozen):
         max_concurrent_streams: Calls at a time that one connection may have; None is no limit. Only
             at start.
         seed: Makes draws repeatable, and is part of what an answer says.
-        key: What becomes of any API key: `incorrect` is unknown, the others are known and of no use.
+        key: What becomes of any API key: `expired` was good once, `incorrect` is unknown, the others
+            are known and of no use.
+        keys: The same for single keys, over `key`: by the key, or by its fingerprint as the journal
+            has it. Only fingerprints are kept and sent.
+        limits: Rate limits by model; those of `*` are for every model without its own. Each key and
+            model has its own meter. Changed while it runs, they hold at once, and a meter that was
+            used up stays so.
+        retry_hint: What a call that a rate limit refuses is told about the time to wait: nothing, the
+            trailer `retry-after` (whole seconds, rounded up), or `google.rpc.RetryInfo` (exact).
+        credit_in_usd_ticks: What the account has, for all its keys. Each generation that starts is
+            paid from it; when nothing is left, none starts. Set again, the account has that. None
+            never ends.
+        no_credit_code: The status of a call that is refused for want of credit.
         faults: What goes wrong.
     """
 
@@ -162,7 +202,16 @@ class Knobs(_Frozen):
     max_concurrent_streams: int | None = Field(default=None, gt=0)
     seed: int = 0
     key: KeyState = "good"
+    keys: Annotated[dict[str, KeyState], BeforeValidator(_without_secrets)] = {}
+    limits: dict[str, RateLimit] = {}
+    retry_hint: RetryHint = "none"
+    credit_in_usd_ticks: int | None = None
+    no_credit_code: Literal["RESOURCE_EXHAUSTED", "PERMISSION_DENIED"] = "RESOURCE_EXHAUSTED"
     faults: tuple[Fault, ...] = ()
+
+    def state_of(self, key: str) -> KeyState:
+        """What becomes of the key with this fingerprint."""
+        return self.keys.get(key, self.key)
 
     def patched(self, changes: Mapping[str, Any]) -> Self:
         """These knobs with `changes` on top.

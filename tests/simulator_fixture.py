@@ -1,0 +1,48 @@
+"""`pytest_plugins = ["simulator_fixture"]` gives a module a simulator, its control, and clients of the real SDK."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from xai_sdk import AsyncClient
+
+from promptq.worker.simulator.control import SimulatorControl
+from promptq.worker.simulator.process import SimulatorProcess, simulator_process
+from simulator_calls import Connect
+
+NO_RETRIES = [("grpc.enable_retries", 0)]
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[SimulatorProcess]:
+    """One simulator for all tests that do not need their own."""
+    with simulator_process() as process:
+        yield process
+
+
+@pytest.fixture
+async def control(simulator: SimulatorProcess) -> AsyncIterator[SimulatorControl]:
+    """Its remote control; books and knobs are as at the start."""
+    async with SimulatorControl(simulator.host) as control:
+        await control.reset()
+        yield control
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Makes SDK clients, without the SDK's own retries unless told otherwise."""
+    clients: list[AsyncClient] = []
+
+    def connect(host: str, *, key: str = "test", retries: bool = False, pool: bool = False) -> AsyncClient:
+        options = [*([] if retries else NO_RETRIES), *([("grpc.use_local_subchannel_pool", 1)] if pool else [])]
+        clients.append(AsyncClient(key, api_host=host, use_insecure_channel=True, channel_options=options))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        await client.close()
+
+
+@pytest.fixture
+def client(simulator: SimulatorProcess, control: SimulatorControl, connect: Connect) -> AsyncClient:
+    """A client of the shared simulator, whose books are empty."""
+    return connect(simulator.host)
