@@ -79,6 +79,7 @@ def test_the_wait_is_the_true_one(clock: Clock, rpm: float) -> None:
         wait = refused(meters).wait
         clock.now += wait * 0.99
         assert refused(meters).wait == pytest.approx(wait * 0.01, rel=0.01)
+        assert refused(meters).used == rpm
         clock.now += wait * 0.01
         assert admitted(meters) == 1
 
