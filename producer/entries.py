@@ -20,6 +20,8 @@ CHUNK_BYTES = 1024 * 1024
 _CALENDAR_ENDS = 253_402_300_800_000
 _MOST_ESCAPED = 6
 """Bytes of JSON for one character."""
+_BYTES_A_TOKEN = 4
+_TOKENS_A_MESSAGE = 4
 _MOST_BESIDE = 8192
 """Bytes of everything else in a request, or beside one of its texts."""
 
@@ -162,6 +164,7 @@ def _entry(
     job: PromptJob, job_id: str, lane: str, arguments: dict[str, Any], *, payload: bytes, position: int | None
 ) -> Entry:
     return Entry(
+        estimate=_estimate(job),
         id=job_id,
         lane=lane,
         band=int(job.band),
@@ -174,6 +177,13 @@ def _entry(
         payload=payload,
         group=job.group or "",
     )
+
+
+def _estimate(job: PromptJob) -> str:
+    """Tokens as the claim script takes them: of the prompt, and the most of the answer. What is learned corrects it."""
+    texts = sum(len(message.content.encode()) for message in job.messages)
+    prompt = texts // _BYTES_A_TOKEN + _TOKENS_A_MESSAGE * len(job.messages)
+    return str(prompt) if job.max_tokens is None else f"{prompt}/{job.max_tokens}"
 
 
 def digest_of(job: PromptJob, settings: ProducerSettings) -> str:

@@ -22,6 +22,15 @@ ABORT: Final = "arq:abort"
 WORKERS: Final = "promptq:workers"
 """ZSET worker -> ms of its last claim or renewal. Writer: claim, renew. Who stops leaves. TTL: ten minutes."""
 
+LIMITS: Final = "promptq:limits"
+"""HASH "model:rpm", "model:tpm", "model:in_flight" -> number; "model:paused" -> 1. Writer: limits. Permanent."""
+
+TENANTS: Final = "promptq:tenants"
+"""HASH "tenant:weight", "tenant:max_queued" -> number. Writer: set_tenant. Permanent."""
+
+ACCOUNTS: Final = "promptq:accounts"
+"""ZSET account -> ms until which it is paused. Writer: settle, claim, probed. TTL: two minutes."""
+
 WAKE: Final = "promptq:wake"
 """ZSET with one member while a lane is new to the fleet. Writer: enqueue, claim. TTL: a minute."""
 
@@ -65,8 +74,18 @@ def fair(model: str, band: int) -> str:
 
 
 def meter(model: str) -> str:
-    """HASH, why and until when a model is paused. Writer: settle. TTL: ten minutes after the pause."""
+    """HASH, what is used of a model's limits, what its jobs take, and its pause. Writer: claim, settle. TTL: a day."""
     return f"promptq:meter:{model}"
+
+
+def account(name: str) -> str:
+    """HASH, why and until when nobody claims for an account. Writer: settle, probed. TTL: two minutes unclaimed."""
+    return f"promptq:account:{name}"
+
+
+def waiting(model: str) -> str:
+    """HASH "band:tenant" -> jobs that are queued or delayed. Writer: every script. Goes with the lane."""
+    return f"promptq:waiting:{model}"
 
 
 def wake(name: str) -> str:
@@ -110,6 +129,9 @@ PREFIXES: Final = {
     "failed": FAILED,
     "abort": ABORT,
     "workers": WORKERS,
+    "limits": LIMITS,
+    "tenants": TENANTS,
+    "accounts": ACCOUNTS,
     "wake_new": WAKE,
     "intake": INTAKE,
     "payload": payload(""),
@@ -120,6 +142,8 @@ PREFIXES: Final = {
     "running": running(""),
     "fair": "promptq:fair:",
     "meter": meter(""),
+    "account": account(""),
+    "waiting": waiting(""),
     "wake": wake(""),
     "worker": worker(""),
     "usage": "promptq:usage:",
@@ -131,7 +155,7 @@ PREFIXES: Final = {
 """What the Lua scripts build their keys from, under the same names."""
 
 
-PERMANENT: Final[frozenset[bytes]] = frozenset()
+PERMANENT: Final = frozenset({LIMITS.encode(), TENANTS.encode()})
 """Keys that may stand without TTL when every job has ended."""
 
 

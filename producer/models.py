@@ -282,6 +282,17 @@ class JobResult(_Read):
         raise kinds.get(self.status, JobFailed)(self)
 
 
+class Limits(_Frozen):
+    """How much of one model the whole fleet may use; None: any amount."""
+
+    rpm: int | None = Field(None, ge=1)
+    """Requests a minute."""
+    tpm: int | None = Field(None, ge=1)
+    """Tokens a minute, of prompts and answers."""
+    in_flight: int | None = Field(None, ge=1)
+    """Calls at once."""
+
+
 class LaneStats(_Read):
     """What waits and runs in one lane. `running` counts the calls in flight of the lane's model.
 
@@ -306,10 +317,23 @@ class LaneStats(_Read):
         return self.high + self.normal + self.low
 
 
+class AccountPause(_Read):
+    """Nobody claims for an account whose key was refused or whose credit was gone. `account`: as `xai:1a2b3c4d`.
+
+    `is_open`: it works again as far as the provider tells, and one job goes first.
+    """
+
+    account: str
+    reason: ErrorCode
+    until: datetime
+    is_open: bool = False
+
+
 class QueueStats(_Read):
     """The whole queue at one moment."""
 
     lanes: tuple[LaneStats, ...]
+    paused_accounts: tuple[AccountPause, ...] = ()
     failed: int
     """Failed jobs whose result is still kept."""
     workers: int = 0

@@ -188,8 +188,12 @@ class PromptQueue:
     async def _send(self, entries: Sequence[records.Entry]) -> list[JobHandle]:
         reply = await self._accept(entries)
         if isinstance(reply, records.LaneFull):
-            most = self._link.settings.max_queued
-            raise QueueFull(f"lane {reply.lane!r} holds {reply.queued} of {most} jobs; enqueue when some have run")
+            raise QueueFull(
+                f"lane {reply.lane!r} holds {reply.queued} of {reply.most} jobs; enqueue when some have run"
+            )
+        if isinstance(reply, records.TenantFull):
+            what = f"{reply.waiting} of at most {reply.most} jobs of tenant {reply.tenant!r} wait"
+            raise QueueFull(f"{what}; enqueue when some have run, or raise its cap")
         handles = [
             JobHandle(entry.id, said.disposition == "created", said.status, keys.lane(said.lane), self)
             for entry, said in zip(entries, reply, strict=True)
@@ -201,7 +205,9 @@ class PromptQueue:
             raise conflict
         return handles
 
-    async def _accept(self, entries: Sequence[records.Entry]) -> list[records.Enqueued] | records.LaneFull:
+    async def _accept(
+        self, entries: Sequence[records.Entry]
+    ) -> list[records.Enqueued] | records.LaneFull | records.TenantFull:
         settings, nonce = self._link.settings, os.urandom(16).hex()
         wait = (settings.enqueue_replicas, round(settings.redis_timeout * 400))  # shorter than the socket's
         return await self._link.call(

@@ -12,7 +12,16 @@ from redis.asyncio import Redis
 
 from promptq.producer import codec, keys
 from promptq.producer.errors import ErrorCode, GroupNotFound, InvalidPayload, JobNotFound
-from promptq.producer.models import Band, GroupCounts, JobResult, JobStatus, LaneStats, QueueStats, from_ms
+from promptq.producer.models import (
+    AccountPause,
+    Band,
+    GroupCounts,
+    JobResult,
+    JobStatus,
+    LaneStats,
+    QueueStats,
+    from_ms,
+)
 
 _ATTEMPT = b"attempt:"
 _RUNNABLE = [(band << 38, f"({(band + 1) << 38}") for band in Band]
@@ -139,8 +148,29 @@ async def read_stats(redis: Redis) -> QueueStats:
     adopted = {lane: len(row[-1]) for lane, row in zip(lanes, rows, strict=True)}
     since = await _waiting_since(redis, lanes)
     stats = (_lane_stats(lane, row, adopted, since[lane]) for lane, row in zip(lanes, rows, strict=True))
-    seen_at = from_ms(last[0][1]) if last else None
-    return QueueStats(lanes=tuple(stats), failed=failed, workers=workers, worker_seen_at=seen_at)
+    return QueueStats(
+        lanes=tuple(stats),
+        paused_accounts=await read_accounts(redis),
+        failed=failed,
+        workers=workers,
+        worker_seen_at=from_ms(last[0][1]) if last else None,
+    )
+
+
+async def read_accounts(redis: Redis) -> tuple[AccountPause, ...]:
+    """The accounts that are paused."""
+    names = [name.decode() for name in await redis.zrange(keys.ACCOUNTS, 0, -1)]
+    async with redis.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.hmget(keys.account(name), ["reason", "until", "state"])
+        replies = await pipe.execute()
+    return tuple(
+        AccountPause(
+            account=name, reason=ErrorCode(reason.decode()), until=from_ms(float(until)), is_open=state == b"open"
+        )
+        for name, (reason, until, state) in zip(names, replies, strict=True)
+        if reason and until
+    )
 
 
 async def _waiting_since(redis: Redis, lanes: Sequence[str]) -> dict[str, datetime | None]:

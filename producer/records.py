@@ -30,6 +30,8 @@ class Entry(NamedTuple):
     metadata: bytes
     payload: bytes
     group: str = ""
+    estimate: str = "1"
+    """Tokens of the prompt, and behind a slash the most that the answer may take, if that is known."""
 
     @property
     def size(self) -> int:
@@ -41,7 +43,8 @@ class Entry(NamedTuple):
         ttl: Arg = "" if self.ttl is None else self.ttl
         return (
             self.id, self.lane, self.band, self.tenant, self.digest,
-            self.delay, self.deadline, ttl, self.metadata, self.group, self.payload,
+            self.delay, self.deadline, ttl, self.metadata, self.group,
+            self.estimate, self.payload,
         )  # fmt: skip
 
 
@@ -56,15 +59,26 @@ class Enqueued(NamedTuple):
 
 
 class LaneFull(NamedTuple):
-    """The call was refused whole: `queued` jobs are in `lane`."""
+    """The call was refused whole: `queued` of at most `most` jobs are in `lane`."""
 
     lane: str
     queued: int
+    most: int
+
+
+class TenantFull(NamedTuple):
+    """The call was refused whole: `waiting` of at most `most` jobs of `tenant` wait."""
+
+    tenant: str
+    waiting: int
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
     """What a worker asks for. `seq` grows by one with every claim that was answered; `lease` in ms.
+
+    `account`: who pays for the calls, as `Provider.account`.
 
     `take_over_until`: in ms since 1970, by Redis' clock; run later, the claim takes over no lease that ran out.
     """
@@ -80,6 +94,7 @@ class ClaimRequest:
     known_lanes: Sequence[str] = ()
     serves: Sequence[str] = ()
     max_bytes: int = 8 * 1024 * 1024
+    account: str = ""
 
     @property
     def token(self) -> str:
@@ -91,7 +106,8 @@ class ClaimRequest:
         return (
             clock(now), self.worker, self.seq, self.slots,
             self.lease, self.take_over_until, int(self.may_take_poison), self.max_bytes,
-            self.failure_ttl, self.result_ttl, codec.dumps(list(self.known_lanes)), *self.serves,
+            self.failure_ttl, self.result_ttl, codec.dumps(list(self.known_lanes)), self.account,
+            *self.serves,
         )  # fmt: skip
 
 
@@ -126,10 +142,15 @@ class Claimed:
     has_more: bool
     """Slots or bytes stopped it."""
     due_in: int | None
+    is_to_probe: bool
+    """Whether this worker is to find out whether its account works again."""
     lanes: tuple[str, ...]
     jobs: tuple[ClaimedJob, ...]
     foreign: tuple[Foreign, ...]
 
+
+Probed = Literal["works", "refused", "gone"]
+"""What a worker found out about an account; gone: nobody uses it any more."""
 
 Kind = Literal["succeeded", "failed", "cancelled", "expired", "retry", "throttled", "released"]
 
@@ -149,6 +170,11 @@ class Settlement(NamedTuple):
     usage: tuple[int | None, ...] = (0, 0, 0, 0, 0, None)
     """Prompt, completion, reasoning, cached and total tokens; ticks."""
     result: bytes = b""
+
+    @property
+    def was_unreached(self) -> bool:
+        """Whether the provider could not be asked at all."""
+        return self.kind == "throttled" and not self.attempt
 
     def args(self) -> tuple[Arg, ...]:
         """In the order of ARGV."""

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from promptq.producer import keys
-from promptq.producer.models import JobStatus
+from promptq.producer.models import JobStatus, Limits
 from promptq.producer.records import (
     Adoption,
     Arg,
@@ -24,7 +24,9 @@ from promptq.producer.records import (
     Entry,
     Foreign,
     LaneFull,
+    Probed,
     Settlement,
+    TenantFull,
     clock,
 )
 from promptq.producer.wire import wire_of
@@ -35,19 +37,22 @@ _LUA = files("promptq.producer") / "lua"
 class Script:
     """The text of one script, and its SHA-1."""
 
-    def __init__(self, verb: str) -> None:
+    def __init__(self, verb: str, *parts: str) -> None:
         prefixes = ", ".join(f"{name} = '{prefix}'" for name, prefix in keys.PREFIXES.items())
-        parts = (f"local K = {{ {prefixes} }}", (_LUA / "common.lua").read_text(), (_LUA / f"{verb}.lua").read_text())
-        self.text = "\n".join(parts)
+        texts = ((_LUA / f"{part}.lua").read_text() for part in ("common", *parts, verb))
+        self.text = "\n".join((f"local K = {{ {prefixes} }}", *texts))
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 ENQUEUE: Final = Script("enqueue")
-CLAIM: Final = Script("claim")
-SETTLE: Final = Script("settle")
+CLAIM: Final = Script("claim", "meter")
+SETTLE: Final = Script("settle", "meter")
 RENEW: Final = Script("renew")
 CANCEL: Final = Script("cancel")
 ADOPT: Final = Script("adopt")
+REQUEUE: Final = Script("requeue")
+LIMITS: Final = Script("limits", "meter")
+PROBED: Final = Script("probed", "meter")
 
 
 async def enqueue(
@@ -58,8 +63,10 @@ async def enqueue(
     max_queued: int,
     wait: tuple[int, int] = (0, 0),
     now: int | None = None,
-) -> list[Enqueued] | LaneFull:
-    """Accept all entries, or none if a lane is full. `wait`: replicas that must have them, within so many ms.
+) -> list[Enqueued] | LaneFull | TenantFull:
+    """Accept all entries, or none if a lane is full or a tenant at its cap.
+
+    `wait`: replicas that must have them, within so many ms.
 
     Raises TimeoutError if fewer replicas had them in time; then the jobs are accepted by the primary alone.
     """
@@ -74,7 +81,9 @@ async def enqueue(
         if reached < replicas:
             raise TimeoutError(f"{reached} of {replicas} replicas have it")
     if reply[0] == b"full":
-        return LaneFull(reply[1].decode(), int(reply[2]))
+        return LaneFull(reply[1].decode(), int(reply[2]), int(reply[3]))
+    if reply[0] == b"capped":
+        return TenantFull(reply[1].decode(), int(reply[2]), int(reply[3]))
     words = _words(reply)
     return [Enqueued(words[i], JobStatus(words[i + 1]), words[i + 2]) for i in range(1, len(words), 3)]
 
@@ -84,16 +93,27 @@ async def claim(redis: Redis, request: ClaimRequest, *, now: int | None = None) 
     return _claimed(await _run(redis, CLAIM, request.args(now)))
 
 
-async def settle(redis: Redis, settlements: Sequence[Settlement], *, wake: bool, now: int | None = None) -> list[str]:
-    """Write outcomes; per outcome done, back, over, stale, gone or "error: ...". `wake`: no claim follows."""
-    return _words(await _run(redis, SETTLE, _settle_args(settlements, wake, now)))
+async def settle(
+    redis: Redis,
+    settlements: Sequence[Settlement],
+    *,
+    wake: bool,
+    account: str = "",
+    luck: float = 0,
+    now: int | None = None,
+) -> list[str]:
+    """Write outcomes; per outcome done, back, pausing, over, stale, gone or "error: ...".
+
+    `wake`: no claim follows. `account`: who paid for the calls. `luck`, from 0 to 1: of the jitter of a pause.
+    """
+    return _words(await _run(redis, SETTLE, _settle_args(settlements, wake, account, luck, now)))
 
 
 async def settle_and_claim(
-    redis: Redis, settlements: Sequence[Settlement], request: ClaimRequest, *, now: int | None = None
+    redis: Redis, settlements: Sequence[Settlement], request: ClaimRequest, *, luck: float = 0, now: int | None = None
 ) -> tuple[list[str], Claimed]:
     """Both in one round trip."""
-    calls = [(SETTLE, _settle_args(settlements, False, now)), (CLAIM, request.args(now))]
+    calls = [(SETTLE, _settle_args(settlements, False, request.account, luck, now)), (CLAIM, request.args(now))]
     settled, claimed = await _run_all(redis, calls)
     return _words(settled), _claimed(claimed)
 
@@ -115,7 +135,49 @@ async def cancel(redis: Redis, ids: Sequence[str], *, ttl: int, now: int | None 
 
 async def adopt(redis: Redis, adoption: Adoption, *, failure_ttl: int, now: int | None = None) -> str:
     """Give a plain arq client's job a ledger: adopted, refused, or known if it has one."""
-    return str((await _run(redis, ADOPT, [clock(now), *adoption.args(), failure_ttl, adoption.entry.group])).decode())
+    entry = adoption.entry
+    args = [clock(now), *adoption.args(), failure_ttl, entry.group, entry.estimate]
+    return str((await _run(redis, ADOPT, args)).decode())
+
+
+async def requeue(redis: Redis, ids: Sequence[str], *, nonce: str, now: int | None = None) -> list[str]:
+    """Run failed jobs again; per id requeued, open, over (it ended otherwise), unknown, or gone if its payload is."""
+    return _words(await _run(redis, REQUEUE, [clock(now), nonce, *ids]))
+
+
+async def set_limits(
+    redis: Redis, model: str, limits: Limits, *, only_if_none: bool = False, now: int | None = None
+) -> bool:
+    """Limit a model for the whole fleet; whether that was done."""
+    amounts = ("" if limit is None else limit for limit in (limits.rpm, limits.tpm, limits.in_flight))
+    verb = "fill" if only_if_none else "set"
+    return bool(await _run(redis, LIMITS, [clock(now), verb, model, *amounts]) == b"set")
+
+
+async def pause(redis: Redis, model: str, *, now: int | None = None) -> None:
+    """Claim no job of a model until it is resumed."""
+    await _run(redis, LIMITS, [clock(now), "pause", model])
+
+
+async def resume(redis: Redis, model: str, *, now: int | None = None) -> None:
+    """End the pause of a model, an operator's or the provider's."""
+    await _run(redis, LIMITS, [clock(now), "resume", model])
+
+
+async def set_tenant(redis: Redis, tenant: str, *, weight: int | None, max_queued: int | None) -> None:
+    """Give a tenant its share of a band and its cap; None: the ordinary one, and none."""
+    async with redis.pipeline(transaction=True) as pipe:
+        for name, value in (("weight", weight), ("max_queued", max_queued)):
+            if value is None:
+                pipe.hdel(keys.TENANTS, f"{tenant}:{name}")
+            else:
+                pipe.hset(keys.TENANTS, f"{tenant}:{name}", str(value))
+        await pipe.execute()
+
+
+async def probed(redis: Redis, account: str, said: Probed, *, luck: float = 0, now: int | None = None) -> str:
+    """Tell what a worker found out about a paused account; then it is open (one job goes first), paused or none."""
+    return str((await _run(redis, PROBED, [clock(now), account, said, luck])).decode())
 
 
 async def discard(redis: Redis, foreign: Foreign) -> None:
@@ -126,8 +188,10 @@ async def discard(redis: Redis, foreign: Foreign) -> None:
         await pipe.execute()
 
 
-def _settle_args(settlements: Sequence[Settlement], wake: bool, now: int | None) -> list[Arg]:
-    args: list[Arg] = [clock(now), int(wake)]
+def _settle_args(
+    settlements: Sequence[Settlement], wake: bool, account: str, luck: float, now: int | None
+) -> list[Arg]:
+    args: list[Arg] = [clock(now), int(wake), account, luck]
     for settlement in settlements:
         args += settlement.args()
     return args
@@ -138,11 +202,12 @@ def _words(reply: Sequence[bytes]) -> list[str]:
 
 
 def _claimed(reply: Sequence[Any]) -> Claimed:
-    (now, has_more, due_in), lanes, jobs, foreign = reply
+    (now, has_more, due_in, is_to_probe), lanes, jobs, foreign = reply
     return Claimed(
         now=int(now),
         has_more=has_more == b"1",
-        due_in=None if int(due_in) < 0 else int(float(due_in)),
+        due_in=None if int(due_in) < 0 else int(due_in),
+        is_to_probe=is_to_probe == b"1",
         lanes=tuple(map(_text, lanes)),
         jobs=tuple(_claimed_job(job) for job in jobs),
         foreign=tuple(Foreign(job_id, _text(lane), payload) for job_id, lane, payload in foreign),

@@ -120,13 +120,13 @@ class Books:
         job = self.jobs[outcome.id]
         if outcome.attempt:
             self.paid[outcome.id, outcome.token] = outcome.usage[TOTAL_TOKENS] or 0
-        if said not in ("done", "back", "over", "stale"):
+        if said not in ("done", "back", "pausing", "over", "stale"):
             self.complaints.append(f"settle said {said}: {outcome.id}")
-        if said in ("done", "back"):
+        if said in ("done", "back", "pausing"):
             if outcome.kind != "succeeded" and outcome.token != job.holder:
                 self.complaints.append(f"fence: {outcome.token} {outcome.kind} what {job.holder} holds: {outcome.id}")
             job.release()
-        if said == "back":
+        if said in ("back", "pausing"):
             job.returns += 1
         elif said == "done":
             job.ends += 1

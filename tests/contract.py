@@ -7,7 +7,17 @@ from typing import Any, Final
 
 from promptq.producer import codec, keys, records, scripts
 from promptq.producer.models import JobStatus
-from promptq.producer.records import Adoption, Claimed, ClaimedJob, ClaimRequest, Enqueued, Entry, LaneFull, Settlement
+from promptq.producer.records import (
+    Adoption,
+    Claimed,
+    ClaimedJob,
+    ClaimRequest,
+    Enqueued,
+    Entry,
+    LaneFull,
+    Settlement,
+    TenantFull,
+)
 
 NOW: Final = 1_800_000_000_000
 LEASE: Final = 10_000
@@ -78,7 +88,9 @@ class Contract:
         """Move the clock on."""
         self.now += milliseconds
 
-    async def enqueue(self, *jobs: Entry, nonce: str = "", max_queued: int = 100_000) -> list[Enqueued] | LaneFull:
+    async def enqueue(
+        self, *jobs: Entry, nonce: str = "", max_queued: int = 100_000
+    ) -> list[Enqueued] | LaneFull | TenantFull:
         """One call of its own nonce, unless the test gives one."""
         self._nonces["calls"] += 1
         nonce = nonce or f"call {self._nonces['calls']}"
@@ -127,9 +139,12 @@ class Contract:
         """The ids that one claim leases, in its order."""
         return [run.id for run in await self.take(worker, slots, **options)]
 
-    async def settle(self, run: Run, kind: records.Kind = "succeeded", *, wake: bool = False, **fields: Any) -> str:
+    async def settle(
+        self, run: Run, kind: records.Kind = "succeeded", *, wake: bool = False, account: str = "", **fields: Any
+    ) -> str:
         """Write one outcome; the word that comes back."""
-        [said] = await scripts.settle(self.redis, [run.outcome(kind, **fields)], wake=wake, now=self.now)
+        outcome = run.outcome(kind, **fields)
+        [said] = await scripts.settle(self.redis, [outcome], wake=wake, account=account, now=self.now)
         return said
 
     async def renew(self, *runs: Run) -> list[str]:
@@ -199,7 +214,8 @@ class Contract:
         return {name.removeprefix(keys.WAKE).removeprefix(":") for name in found}
 
     async def drain(self) -> None:
-        """Run what is left to its end."""
+        """Run what is left to its end, without limits."""
+        await self.redis.delete(keys.LIMITS, *await self.redis.keys(keys.meter("*")))
         for _ in range(100):
             if not await self.redis.keys(keys.lane("*")) and not await self.redis.exists(keys.ABORT):
                 return

@@ -123,6 +123,8 @@ async def test_status(promptq: Run, redis_url: str) -> None:
     header, row = shown.stdout.splitlines()
     assert header.split() == ["model", "high", "normal", "low", "waiting", "delayed", "running", "state"]
     assert re.fullmatch(r"grok-4 +0 +0 +1 +0 s +0 +0 +paused for \d+ d: rate_limited \(more requests .+\) *", row)
+    with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
+        client.delete(keys.meter("grok-4"))
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -23,7 +23,7 @@ def settlement(size: int) -> Settlement:
 @pytest.fixture
 def exchange(redis_client: Redis) -> Exchange:
     """Of a worker with many slots."""
-    return Exchange(redis_client, Settings(max_jobs=10_000), "w", ())
+    return Exchange(redis_client, Settings(max_jobs=10_000), "w", (), lambda: "echo")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ async def test_a_claim_asks_for_few_enough_jobs(exchange: Exchange, redis_client
 async def test_a_claim_asks_for_half_of_the_slots(redis_client: Redis, max_jobs: int, slots: int) -> None:
     """One half of the jobs runs while Redis hands over the other; a worker with one slot gets its one job."""
     settings = Settings(max_jobs=max_jobs)
-    exchange = Exchange(redis_client, settings, "w", ())
+    exchange = Exchange(redis_client, settings, "w", (), lambda: "echo")
     assert exchange._request(max_jobs, Leases(redis_client, settings)).slots == slots
 
 

@@ -25,6 +25,7 @@ class Worker:
 
     condition = Condition.CLAIMING
     models: tuple[str, ...] = ("grok-4",)
+    account = "echo"
 
 
 @pytest.fixture
@@ -211,9 +212,10 @@ LATER = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
     ("pauses", "stops"),
     [
         ({}, None),
-        ({"a": "bad_key"}, "a"),
-        ({"b": "no_credit"}, "b"),
-        ({"a": "rate_limited", "b": "bad_key"}, "b"),
+        ({"xai:1": "bad_key"}, "xai:1"),
+        ({"xai:1": "no_credit"}, "xai:1"),
+        ({"xai:2": "no_credit"}, None),
+        ({"a": "rate_limited", "xai:1": "bad_key"}, "xai:1"),
         ({"a": "rate_limited"}, None),
         ({"a": "rate_limited", "b": "rate_limited"}, None),
         ({"a": "unavailable"}, None),
@@ -223,13 +225,14 @@ LATER = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 )
 def test_which_pauses_make_a_worker_not_ready(pauses: dict[str, str], stops: str | None) -> None:
     """A pause of the account counts for one of its two models, an unreachable provider for both, a limit never."""
-    found = standstill([Pause(model, reason, LATER) for model, reason in pauses.items()], ["a", "b"])
-    assert (found.model if found else None) == stops
+    told = [Pause(what, reason, LATER, what.startswith("xai")) for what, reason in pauses.items()]
+    found = standstill(told, ["a", "b"], "xai:1")
+    assert (found.what if found else None) == stops
 
 
 def test_a_worker_without_jobs_is_ready() -> None:
     """No model, no pause: nothing stands still."""
-    assert standstill([], []) is None
+    assert standstill([], [], "xai:1") is None
 
 
 @pytest.mark.parametrize(("code", "is_ready"), [("bad_key", False), ("no_credit", False), ("rate_limited", True)])
@@ -243,11 +246,12 @@ async def test_readiness_follows_the_pauses_of_the_fleet(redis_url: str, code: s
         job = await queue.enqueue(f"fail {code}")
 
         async def is_paused() -> bool:
-            return any(lane.pause_reason for lane in (await queue.stats()).lanes)
+            stats = await queue.stats()
+            return bool(stats.paused_accounts) or any(lane.pause_reason for lane in stats.lanes)
 
         async def is_told() -> bool:
             status, text = await ask(port, "/readyz")
-            return status == 503 and text.startswith(f"paused: {code} until 20") and text.endswith("Z (grok-4)")
+            return status == 503 and text.startswith(f"paused: {code} until 20") and text.endswith("Z (echo)")
 
         await wait_until(is_paused)
         if is_ready:

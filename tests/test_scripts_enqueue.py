@@ -46,7 +46,7 @@ async def test_a_full_lane_refuses_the_whole_call(contract: Contract) -> None:
     await contract.accept(*entries("a", "b"))
     keys_before = sorted(await contract.redis.keys("*"))
     said = await contract.enqueue(entry("x", lane="other"), *entries("c", "d"), max_queued=3)
-    assert said == LaneFull(LANE, 2)
+    assert said == LaneFull(LANE, 2, 3)
     assert sorted(await contract.redis.keys("*")) == keys_before
     assert await contract.dispositions(entry("c"), max_queued=3) == [("created", "queued")]
 
@@ -62,7 +62,7 @@ async def test_running_and_delayed_jobs_fill_a_lane(contract: Contract) -> None:
     """A lane holds what has not ended."""
     await contract.accept(entry("a"), entry("b", delay=DAY))
     await contract.take_one()
-    assert await contract.enqueue(entry("c"), max_queued=2) == LaneFull(LANE, 2)
+    assert await contract.enqueue(entry("c"), max_queued=2) == LaneFull(LANE, 2, 2)
 
 
 async def test_a_call_sent_again_says_created(contract: Contract) -> None:

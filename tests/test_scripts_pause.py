@@ -1,84 +1,60 @@
-"""The provider said 429, or worse: its model pauses for the whole fleet."""
+"""The provider does not take calls: a model, or the account, pauses for the whole fleet."""
 
 import pytest
 
-from contract import LANE, Contract, Run, entries, entry
-from promptq.producer import keys
+from contract import LANE, LEASE, Contract, Run, entries, entry
+from promptq.producer import keys, scripts
 from promptq.producer.models import JobStatus
+from promptq.producer.records import Kind
 
 pytest_plugins = ["contract_fixture"]
 
 PROBE = 30_000
+PROVEN = 5_000
+OUTAGE = 10
+ACCOUNT = "xai:1a2b3c4d"
 
 
-async def paused(contract: Contract, jobs: int = 3) -> Run:
-    """Jobs of a model that has just paused for a second; the run that was throttled."""
+async def throttled(contract: Contract, jobs: int = 3, delay: int = 0) -> Run:
+    """Jobs of a model that was told 429 just now; the run that was told."""
     await contract.accept(*(entry(f"job {number}") for number in range(jobs)))
     run = await contract.take_one()
     contract.later(10)
-    await contract.settle(run, "throttled", reason="rate_limited")
+    assert await contract.settle(run, "throttled", reason="rate_limited", delay=delay) == "pausing"
+    return run
+
+
+async def until_paused(contract: Contract, jobs: int = OUTAGE + 2) -> None:
+    """Jobs of a model whose provider has just failed to take ten calls in a row."""
+    await contract.accept(*(entry(f"job {number}", tenant=f"t{number}") for number in range(jobs)))
+    runs = await contract.take("w1", slots=OUTAGE)
+    contract.later(10)
+    said = [await contract.settle(run, "retry", reason="unavailable", delay=1) for run in runs]
+    assert said == ["back"] * (OUTAGE - 1) + ["pausing"]
+
+
+async def refused(contract: Contract, reason: str = "bad_key") -> Run:
+    """Jobs of two models of an account that was refused just now; the run that was."""
+    await contract.accept(*entries("a", "b", "c"), entry("other", lane="grok-3"))
+    run = await contract.take_one(account=ACCOUNT)
+    contract.later(10)
+    assert await contract.settle(run, "throttled", reason=reason, account=ACCOUNT) == "pausing"
     return run
 
 
 async def test_a_paused_model_is_not_claimed(contract: Contract) -> None:
     """Its jobs stay queued, unspent, until the pause ends; who claims knows when. Other models go on."""
-    throttled = await paused(contract)
+    run = await throttled(contract)
     await contract.accept(entry("other", lane="grok-3"))
     claimed = await contract.claim(slots=9)
     assert ([job.id for job in claimed.jobs], claimed.due_in) == (["other"], 1000)
-    assert await contract.state(throttled.id) is JobStatus.QUEUED
+    assert await contract.state(run.id) is JobStatus.QUEUED
+    assert "spent" not in await contract.ledger(run.id)
     assert await contract.redis.hget(keys.meter(LANE), "reason") == b"rate_limited"
     contract.later(999)
     assert await contract.taken(9) == []
-
-
-async def test_the_pause_ends_with_one_probe(contract: Contract) -> None:
-    """One job finds out whether the model is back; while it runs, no other starts for half a minute."""
-    throttled = await paused(contract)
-    contract.later(1000)
-    assert await contract.taken(9, "w1") == [throttled.id]
-    claimed = await contract.claim("w2", slots=9)
-    assert (claimed.jobs, claimed.due_in) == ((), 10_000)  # the lease ends before the probe does
-    contract.later(PROBE - 1)
-    assert await contract.taken(9, "w2") == []
     contract.later(1)
-    assert await contract.taken(9, "w2") == [throttled.id]
-
-
-async def test_a_success_claimed_after_the_pause_ends_it(contract: Contract) -> None:
-    """The probe was answered: all may go on, and workers are woken."""
-    await paused(contract)
-    contract.later(1000)
-    probe = await contract.take_one()
-    await contract.pop_markers()
-    assert await contract.settle(probe) == "done"
-    assert LANE in await contract.pop_markers()
-    assert len(await contract.taken(9)) == 2
-
-
-async def test_a_success_claimed_before_the_pause_proves_nothing(contract: Contract) -> None:
-    """Its call was let through before the provider refused the other."""
-    await contract.accept(*entries("a", "b", "c"))
-    early, throttled = await contract.take("w1", slots=2)
-    contract.later(10)
-    await contract.settle(throttled, "throttled")
-    contract.later(10)
-    await contract.settle(early)
-    assert await contract.taken(9) == []
-
-
-async def test_pauses_grow_while_probes_are_refused(contract: Contract) -> None:
-    """1, 2, 4, ... seconds, at most a minute."""
-    await paused(contract, jobs=1)
-    pauses = []
-    for _ in range(8):
-        began = contract.now
-        while not (runs := await contract.take("w1", slots=1)):
-            contract.later(1000)
-        pauses.append(contract.now - began)
-        contract.later(10)
-        await contract.settle(runs[0], "throttled")
-    assert pauses == [1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]
+    assert await contract.taken(9) == [run.id]
 
 
 async def test_a_pause_grows_once_a_moment(contract: Contract) -> None:
@@ -86,11 +62,46 @@ async def test_a_pause_grows_once_a_moment(contract: Contract) -> None:
     await contract.accept(*(entry(f"job {number}") for number in range(50)))
     runs = await contract.take("w1", slots=50)
     contract.later(10)
-    for run in runs:
-        await contract.settle(run, "throttled")
+    said = [await contract.settle(run, "throttled", reason="rate_limited") for run in runs]
+    assert said == ["pausing"] + ["back"] * 49
     assert (await contract.claim()).due_in == 1000
+
+
+async def test_pauses_grow_while_there_is_no_answer(contract: Contract) -> None:
+    """1, 2, 4, ... seconds, at most a minute; an answer to a later call ends that."""
+    await throttled(contract, jobs=1)
+    pauses = []
+    for _ in range(8):
+        pause = int(await contract.redis.hget(keys.meter(LANE), "until")) - contract.now
+        pauses.append(pause)
+        contract.later(pause)
+        while not (runs := await contract.take("w1", slots=1)):
+            contract.later(1000)
+        contract.later(10)
+        await contract.settle(runs[0], "throttled", reason="rate_limited")
+    assert pauses == [1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]
+
+
+async def test_a_success_claimed_after_the_pause_ends_it(contract: Contract) -> None:
+    """The next pause is a short one again; workers are woken."""
+    await throttled(contract)
     contract.later(1000)
-    assert len(await contract.taken(9)) == 1
+    run = await contract.take_one()
+    await contract.pop_markers()
+    assert await contract.settle(run) == "done"
+    assert LANE in await contract.pop_markers()
+    assert await contract.redis.hmget(keys.meter(LANE), "until", "strikes", "reason") == [None] * 3
+
+
+async def test_a_success_claimed_before_the_pause_proves_nothing(contract: Contract) -> None:
+    """Its call was let through before the provider refused the other."""
+    await contract.accept(*entries("a", "b", "c"))
+    early, late = await contract.take("w1", slots=2)
+    contract.later(10)
+    await contract.settle(late, "throttled", reason="rate_limited")
+    contract.later(10)
+    await contract.settle(early)
+    assert await contract.taken(9) == []
 
 
 async def test_the_providers_own_delay_is_kept(contract: Contract) -> None:
@@ -98,8 +109,8 @@ async def test_the_providers_own_delay_is_kept(contract: Contract) -> None:
     await contract.accept(*entries("a", "b"))
     first, second = await contract.take("w1", slots=2)
     contract.later(10)
-    await contract.settle(first, "throttled")
-    await contract.settle(second, "throttled", delay=90_000)
+    await contract.settle(first, "throttled", reason="rate_limited")
+    await contract.settle(second, "throttled", reason="rate_limited", delay=90_000)
     assert (await contract.claim()).due_in == 90_000
     contract.later(89_999)
     assert await contract.taken(9) == []
@@ -107,35 +118,127 @@ async def test_the_providers_own_delay_is_kept(contract: Contract) -> None:
 
 async def test_a_short_delay_does_not_shorten_the_pause(contract: Contract) -> None:
     """It is a floor, not the pause itself."""
-    await contract.accept(entry("a"))
-    run = await contract.take_one()
-    await contract.settle(run, "throttled", delay=90_000)
+    await throttled(contract, delay=90_000)
     contract.later(90_000)
     run = await contract.take_one()
-    await contract.settle(run, "throttled", delay=1)
+    await contract.settle(run, "throttled", reason="rate_limited", delay=1)
     assert (await contract.claim()).due_in == 2000
 
 
-async def test_a_failure_that_the_provider_gave_ends_the_pause(contract: Contract) -> None:
-    """It answers again, if only to refuse this job."""
-    await paused(contract)
+@pytest.mark.parametrize(("luck", "pause"), [(0, 1000), (0.5, 1125), (1, 1250)])
+async def test_jitter_makes_pauses_longer(contract: Contract, luck: float, pause: int) -> None:
+    """By a quarter at most, so that fleets do not come back all at once; never shorter."""
+    await contract.accept(entry("a"))
+    run = await contract.take_one()
+    outcome = run.outcome("throttled", reason="rate_limited")
+    await scripts.settle(contract.redis, [outcome], wake=False, luck=luck, now=contract.now)
+    assert (await contract.claim()).due_in == pause
+
+
+async def test_a_job_that_is_throttled_again_and_again_fails(contract: Contract) -> None:
+    """After ten times between which others of its model were answered: else one job could pause a model for ever."""
+    await contract.accept(entry("odd", band=0))
+    said = ""
+    for number in range(10):
+        await contract.accept(entry(f"other {number}"))
+        while not (runs := await contract.take("w1", slots=1)):
+            contract.later(1000)
+        [odd] = runs
+        assert odd.id == "odd"
+        while not (runs := await contract.take("w1", slots=1)):
+            contract.later(1000)
+        contract.later(1)
+        await contract.settle(runs[0])
+        contract.later(1)
+        said = await contract.settle(odd, "throttled", reason="rate_limited")
+    assert said == "done"
+    assert (await contract.result("odd"))["error"]["code"] == "rate_limited"
+
+
+async def test_a_job_that_is_throttled_like_all_others_waits(contract: Contract) -> None:
+    """Where nothing gets through, the job is not at fault."""
+    await contract.accept(entry("a"))
+    for _ in range(15):
+        while not (runs := await contract.take("w1", slots=1)):
+            contract.later(1000)
+        contract.later(1)
+        await contract.settle(runs[0], "throttled", reason="rate_limited")
+    assert await contract.state("a") is JobStatus.QUEUED
+
+
+async def test_ten_unavailable_in_a_row_pause_the_model(contract: Contract) -> None:
+    """The first nine are spent attempts; from the tenth on nothing is, not even a last attempt."""
+    await until_paused(contract)
+    assert (await contract.claim(slots=9)).jobs == ()
+    spent = [(await contract.ledger(f"job {number}")).get("spent") for number in range(OUTAGE)]
+    assert spent == ["1"] * (OUTAGE - 1) + [None]
     contract.later(1000)
-    await contract.settle(await contract.take_one(), "failed", reason="invalid_request")
-    assert len(await contract.taken(9)) == 2
+    probe = await contract.take_one()
+    assert await contract.settle(probe, "failed", reason="unavailable") == "pausing"
+    assert await contract.state(probe.id) is JobStatus.QUEUED
 
 
-@pytest.mark.parametrize("reason", ["unavailable", "timeout"])
+async def test_a_success_in_between_starts_the_count_anew(contract: Contract) -> None:
+    """Failures here and there are retried; the model goes on."""
+    await contract.accept(*(entry(f"job {number}") for number in range(3 * OUTAGE)))
+    for _ in range(2):
+        runs = await contract.take("w1", slots=OUTAGE)
+        for run in runs[:-1]:
+            assert await contract.settle(run, "retry", reason="unavailable", delay=60_000) == "back"
+        await contract.settle(runs[-1])
+    assert len(await contract.taken(OUTAGE)) == OUTAGE
+
+
+async def test_an_outage_ends_with_one_probe(contract: Contract) -> None:
+    """One job finds out whether the model is back; while it runs, no other starts for half a minute."""
+    await until_paused(contract)
+    contract.later(1000)
+    [probe] = await contract.taken(9, "w1")
+    claimed = await contract.claim("w2", slots=9)
+    assert (claimed.jobs, claimed.due_in) == ((), LEASE)  # which ends before the probe does
+    contract.later(PROBE - 1)
+    assert await contract.taken(9, "w2") == []
+    contract.later(1)
+    assert await contract.taken(9, "w2") == [probe]
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("succeeded", ""), ("failed", "invalid_request")])
+async def test_an_answer_to_the_probe_lets_all_go_on(contract: Contract, kind: Kind, reason: str) -> None:
+    """Also one that refuses the job itself: the provider is there again."""
+    await until_paused(contract)
+    contract.later(1000)
+    probe = await contract.take_one()
+    await contract.pop_markers()
+    await contract.settle(probe, kind, reason=reason)
+    assert LANE in await contract.pop_markers()
+    assert len(await contract.taken(99)) == OUTAGE + 1
+
+
+@pytest.mark.parametrize("reason", ["provider_error", "timeout"])
 async def test_a_failure_without_an_answer_ends_no_pause(contract: Contract, reason: str) -> None:
     """A probe that got no answer, on its last attempt, proves nothing."""
-    await paused(contract)
+    await until_paused(contract)
     contract.later(1000)
     await contract.settle(await contract.take_one(), "failed", reason=reason)
     assert await contract.taken(9) == []
 
 
+async def test_a_provider_that_is_not_reached_spends_nothing(contract: Contract) -> None:
+    """Before the pause such a job comes back after its own delay, then it waits with the others."""
+    await contract.accept(*(entry(f"job {number}") for number in range(OUTAGE)))
+    runs = await contract.take("w1", slots=OUTAGE)
+    for run in runs:
+        await contract.settle(run, "throttled", reason="unavailable", delay=500, attempt=b"")
+    states = [await contract.state(run.id) for run in runs]
+    assert states == [JobStatus.DELAYED] * (OUTAGE - 1) + [JobStatus.QUEUED]
+    assert {(await contract.ledger(run.id)).get("spent") for run in runs} == {None}
+    assert (await contract.claim()).due_in == 500
+    assert await contract.taken(9) == []
+
+
 async def test_an_adopted_job_waits_for_its_model(contract: Contract) -> None:
     """It stands in the intake lane, but its model is what pauses; as a probe it counts, too."""
-    await paused(contract)
+    await until_paused(contract, jobs=OUTAGE)
     for job_id in ("x", "y"):
         await contract.plain_enqueue(job_id)
     await contract.claim()
@@ -153,7 +256,108 @@ async def test_only_a_leased_job_is_a_probe(contract: Contract) -> None:
     await contract.claim()
     await contract.adopt(entry("x"))
     await contract.stall("x", times=2)
-    await paused(contract, jobs=1)
+    await until_paused(contract)
     contract.later(1000)
     assert await contract.taken(9, serves=(keys.INTAKE,), may_take_poison=False) == []
-    assert await contract.taken(9, serves=(LANE,)) == ["job 0"]
+    assert len(await contract.taken(9, serves=(LANE,))) == 1
+
+
+@pytest.mark.parametrize("reason", ["bad_key", "no_credit"])
+async def test_a_refused_account_pauses_all_its_models(contract: Contract, reason: str) -> None:
+    """Nothing is spent. Who calls with another key goes on."""
+    run = await refused(contract, reason)
+    claimed = await contract.claim(slots=9, account=ACCOUNT)
+    assert (claimed.jobs, claimed.due_in, claimed.is_to_probe) == ((), 1000, False)
+    assert await contract.state(run.id) is JobStatus.QUEUED
+    assert "spent" not in await contract.ledger(run.id)
+    assert len(await contract.taken(9, account="xai:another")) == 4
+
+
+async def test_one_worker_asks_for_the_fleet(contract: Contract) -> None:
+    """When the pause is over, one is told to ask the provider; if it does not tell what it heard, another one is."""
+    await refused(contract)
+    contract.later(1000)
+    first = await contract.claim("w1", 9, account=ACCOUNT)
+    second = await contract.claim("w2", 9, account=ACCOUNT)
+    assert (first.is_to_probe, second.is_to_probe) == (True, False)
+    assert (first.jobs, second.jobs) == ((), ())
+    contract.later(15_000)
+    assert (await contract.claim("w2", account=ACCOUNT)).is_to_probe
+
+
+async def test_a_refusal_makes_the_pause_longer(contract: Contract) -> None:
+    """1, 2, 4, ... seconds, half a minute at most between two questions."""
+    await refused(contract)
+    pauses = []
+    for _ in range(7):
+        pause = (await contract.claim(account=ACCOUNT)).due_in
+        pauses.append(pause)
+        contract.later(pause or 0)
+        assert (await contract.claim(account=ACCOUNT)).is_to_probe
+        assert await scripts.probed(contract.redis, ACCOUNT, "refused", now=contract.now) == "paused"
+    assert pauses == [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]
+
+
+async def reopened(contract: Contract) -> Run:
+    """An account that works again, as far as the provider told; the job that tries."""
+    await refused(contract)
+    contract.later(1000)
+    await contract.claim(account=ACCOUNT)
+    await contract.pop_markers()
+    assert await scripts.probed(contract.redis, ACCOUNT, "works", now=contract.now) == "open"
+    assert {LANE, "grok-3"} <= await contract.pop_markers()
+    return await contract.take_one(slots=9, account=ACCOUNT)
+
+
+async def test_an_account_that_works_again_lets_one_job_go_first(contract: Contract) -> None:
+    """Its answer lets all others go on, and workers are woken."""
+    probe = await reopened(contract)
+    assert await contract.taken(9, account=ACCOUNT) == []
+    contract.later(1)
+    assert await contract.settle(probe, account=ACCOUNT) == "done"
+    assert {LANE, "grok-3"} <= await contract.pop_markers()
+    assert len(await contract.taken(9, account=ACCOUNT)) == 3
+
+
+async def test_a_call_that_is_not_refused_is_answer_enough(contract: Contract) -> None:
+    """Refusals come at once; a long answer need not be waited for."""
+    await reopened(contract)
+    assert (await contract.claim(account=ACCOUNT)).due_in == PROVEN
+    contract.later(PROVEN)
+    assert len(await contract.taken(9, account=ACCOUNT)) == 3
+
+
+async def test_a_probe_that_is_refused_pauses_the_account_again(contract: Contract) -> None:
+    """For longer."""
+    probe = await reopened(contract)
+    contract.later(1)
+    assert await contract.settle(probe, "throttled", reason="no_credit", account=ACCOUNT) == "pausing"
+    assert (await contract.claim(slots=9, account=ACCOUNT)).due_in == 2000
+
+
+async def test_an_account_that_nobody_uses_is_forgotten(contract: Contract) -> None:
+    """Its key was replaced: its pause is nobody's."""
+    await refused(contract)
+    assert await scripts.probed(contract.redis, ACCOUNT, "gone", now=contract.now) == "none"
+    assert await contract.redis.exists(keys.account(ACCOUNT), keys.ACCOUNTS) == 0
+
+
+async def test_an_operator_pauses_and_resumes_a_model(contract: Contract) -> None:
+    """Until then nothing of it is claimed; what runs goes on. Workers are woken at the end."""
+    await contract.accept(*entries("a", "b"), entry("other", lane="grok-3"))
+    run = await contract.take_one(serves=(LANE,))
+    await scripts.pause(contract.redis, LANE, now=contract.now)
+    contract.later(100_000)
+    assert await contract.taken(9) == ["other"]
+    assert await contract.settle(run) == "done"
+    await contract.pop_markers()
+    await scripts.resume(contract.redis, LANE, now=contract.now)
+    assert LANE in await contract.pop_markers()
+    assert await contract.taken(9) == ["b"]
+
+
+async def test_an_operator_ends_a_providers_pause(contract: Contract) -> None:
+    """Who knows that the provider is back need not wait."""
+    await until_paused(contract)
+    await scripts.resume(contract.redis, LANE, now=contract.now)
+    assert len(await contract.taken(99)) == 3

@@ -112,7 +112,7 @@ async def test_a_job_that_was_taken_back_can_be_throttled(contract: Contract) ->
     run = await contract.take_one()
     await forget_the_claim(contract, run)
     assert await contract.renew(run) == ["ours"]
-    assert await contract.settle(run, "throttled") == "back"
+    assert await contract.settle(run, "throttled") == "pausing"
 
 
 async def test_renewing_ends_passed_deadlines(contract: Contract) -> None:

@@ -34,7 +34,7 @@ CLAUSES: list[tuple[Outcome, tuple[str, int, int, str]]] = [
     (Succeeded(ANSWER), ("succeeded", 0, 111, "")),
     (Failed(WHY), ("failed", 0, 222, "unavailable")),
     (Retry(WHY, 1.2345), ("retry", 1234, 111, "unavailable")),
-    (Throttled(WHY, 30), ("throttled", 30_000, 111, "unavailable")),
+    (Throttled(WHY, 30), ("throttled", 30_000, 222, "unavailable")),
     (Released(), ("released", 0, 111, "")),
     (Cancelled(), ("cancelled", 0, 111, "cancelled")),
     (Expired(), ("expired", 0, 111, "expired")),

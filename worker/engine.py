@@ -22,7 +22,7 @@ from arq.worker import Worker, func
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from promptq.producer import codec, keys
+from promptq.producer import codec, keys, scripts
 from promptq.producer.connection import OUTAGE, close_redis, open_redis
 from promptq.producer.records import Claimed, Settlement
 from promptq.worker.adoption import adopt
@@ -30,6 +30,7 @@ from promptq.worker.exchange import Exchange
 from promptq.worker.health import Condition
 from promptq.worker.leases import Leases
 from promptq.worker.outcome import Released
+from promptq.worker.probing import tell_whether_it_works
 from promptq.worker.providers.base import Provider
 from promptq.worker.run import Run, Runner
 from promptq.worker.settings import Settings
@@ -38,6 +39,8 @@ from promptq.worker.waiter import BLOCK_SECONDS, Waiter
 
 POLL_IDLE = 5.0
 POLL_BACKLOG = 1.0
+REST = 1.0
+"""Seconds between two tries to reach a provider that this process cannot reach."""
 GATHER = 0.01
 """Seconds from one step to the next while more than half of the slots are busy: a round trip for several outcomes."""
 
@@ -87,7 +90,8 @@ class PromptWorker(Worker):
             on_error=self._lost_redis,
             calls=redis,
         )
-        self._exchange = Exchange(redis, settings, self.name, self._serves)
+        self._exchange = Exchange(redis, settings, self.name, self._serves, lambda: provider.account)
+        self._unfilled = dict(settings.limits)
         self._hungry = True
         self._exhausted = False
         self._bell, self._renew_now = asyncio.Event(), asyncio.Event()
@@ -96,6 +100,8 @@ class PromptWorker(Worker):
         self._gathering: asyncio.TimerHandle | None = None
         self._helpers: list[asyncio.Task[None]] = []
         self._gave_back_at: float | None = None
+        self._probing: asyncio.Task[None] | None = None
+        self._is_cut_off, self._rests_until = False, 0.0
 
     async def _sample_prompt(self, ctx: dict[Any, Any]) -> None:
         """Registers the function's name with arq; jobs run in run.py."""
@@ -122,6 +128,11 @@ class PromptWorker(Worker):
     def models(self) -> tuple[str, ...]:
         """Those with jobs, as of the last claim."""
         return tuple(lane for lane in self._exchange.lanes if lane != keys.INTAKE)
+
+    @property
+    def account(self) -> str:
+        """Who pays for its calls."""
+        return self._provider.account
 
     async def main(self) -> None:
         """Run until drained, or in burst mode until the queue is empty."""
@@ -157,6 +168,10 @@ class PromptWorker(Worker):
         """Settle what has ended, claim for the free slots: together one round trip."""
         if self.leases.is_broken or self.leases.is_late:
             await self.leases.renew()
+        while self._unfilled:
+            model, limits = next(iter(self._unfilled.items()))
+            await scripts.set_limits(self.pool, model, limits, only_if_none=True)
+            del self._unfilled[model]
         if self._hungry and self._free_slots and self.is_claiming and not self._exchange.is_full:
             self._waiter.hand_over()
             was_answered, self._hungry = False, False  # what is heard while the claim is under way counts
@@ -170,6 +185,8 @@ class PromptWorker(Worker):
             self._start(token, claimed)
             if self._exchange.has_met_new:
                 await self._waiter.pass_on_new()
+            if claimed.is_to_probe:
+                self._probing = asyncio.create_task(self._probe(), name="promptq probe")
             for foreign in claimed.foreign:
                 await adopt(self.pool, foreign, self._settings, self.name)
             self._set_timer(claimed.due_in)
@@ -198,7 +215,17 @@ class PromptWorker(Worker):
 
     @property
     def _free_slots(self) -> int:
-        return max(0, self.max_jobs - len(self.leases.runs))
+        """One at most while this process cannot reach the provider: others may."""
+        most = self.max_jobs if not self._is_cut_off else 1 if self.loop.time() >= self._rests_until else 0
+        return max(0, most - len(self.leases.runs))
+
+    async def _probe(self) -> None:
+        """Find out whether the account works again, for the whole fleet."""
+        try:
+            await tell_whether_it_works(self.pool, self._provider)
+        except (RedisError, OSError) as error:
+            self._lost_redis(error)
+        self._want()
 
     def _start(self, token: str, claimed: Claimed) -> None:
         ahead = time.time_ns() // 1_000_000 - claimed.now
@@ -233,6 +260,10 @@ class PromptWorker(Worker):
         if self.leases.runs.get(run.job.id) is run:
             del self.leases.runs[run.job.id]
             self._exchange.unsettled.append(settlement)
+            self._is_cut_off = settlement.was_unreached
+            if self._is_cut_off:
+                self._rests_until = self.loop.time() + REST
+                self.loop.call_later(REST, self._want)
             self._bell.set()
 
     def _ended(self, run: Run, task: "asyncio.Task[None]") -> None:
@@ -251,7 +282,8 @@ class PromptWorker(Worker):
         """Come back when something comes due; at the latest when it is time to poll."""
         has_backlog = any(lane != keys.INTAKE for lane in self._exchange.lanes)
         wait = min(POLL_BACKLOG if has_backlog else POLL_IDLE, self._settings.renew_period)
-        self._call_later(wait if due_in is None else min(wait, due_in / 1000))
+        soon = wait if due_in is None else min(wait, due_in / 1000)
+        self._call_later(soon * random.uniform(1, 1.05))  # not all at once for the same few jobs
 
     def _call_later(self, wait: float) -> None:
         if self._timer:
@@ -360,9 +392,10 @@ class PromptWorker(Worker):
                     await self.pool.zrem(keys.WORKERS, self.name)
                     await self._waiter.end()
                     await self._helpers[0]  # cancelled, it might eat the marker that it has just popped
-        for helper in self._helpers:
+        helpers = [*self._helpers, *([self._probing] if self._probing else [])]
+        for helper in helpers:
             helper.cancel()
-        await asyncio.gather(*self._helpers, return_exceptions=True)
+        await asyncio.gather(*helpers, return_exceptions=True)
         await self._hook(self.on_shutdown, self.ctx)
         await self._provider.aclose()
         await close_redis(self._waiting_redis)

@@ -3,8 +3,9 @@
 Outcomes wait here, through an outage too, until Redis has taken them; a claim is repeated until it is answered.
 """
 
+import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, islice
 
 import structlog
@@ -13,6 +14,7 @@ from redis.exceptions import RedisError
 
 from promptq.producer import keys, scripts
 from promptq.producer.connection import OUTAGE
+from promptq.producer.errors import ErrorCode
 from promptq.producer.records import Claimed, ClaimRequest, Settlement
 from promptq.worker.leases import Leases
 from promptq.worker.settings import Settings
@@ -26,13 +28,24 @@ MOST_LANES = 100
 MOST_REFUSALS = 3
 """Of one outcome, by a Redis that takes renewals in between: then the outcome is at fault."""
 
+_HELP: dict[str, str] = {
+    ErrorCode.BAD_KEY: "set XAI_API_KEY, or write the new key to XAI_API_KEY_FILE; the jobs wait",
+    ErrorCode.NO_CREDIT: "buy credit, or raise the spending limit; the jobs wait",
+}
+"""Nothing runs any more until somebody acts."""
+
 log = structlog.get_logger("promptq.exchange")
 
 
 class Exchange:
-    """What Redis has not taken yet, and the number of the next claim. Its methods raise redis errors."""
+    """What Redis has not taken yet, and the number of the next claim. Its methods raise redis errors.
 
-    def __init__(self, redis: Redis, settings: Settings, worker: str, serves: Sequence[str]) -> None:
+    `account`: who pays, as of now (`Provider.account`).
+    """
+
+    def __init__(
+        self, redis: Redis, settings: Settings, worker: str, serves: Sequence[str], account: Callable[[], str]
+    ) -> None:
         self.unsettled: list[Settlement] = []
         self.lanes: tuple[str, ...] = ()
         """Those that hold jobs now."""
@@ -43,6 +56,7 @@ class Exchange:
         self.counts: Counter[str] = Counter()
         """Jobs by the kind of outcome that was written."""
         self._redis, self._settings, self._worker, self._serves = redis, settings, worker, serves
+        self._account = account
         self._refusals: Counter[Settlement] = Counter()
         self._seq = 1
         self._answered_at = 0
@@ -65,11 +79,14 @@ class Exchange:
         if not batch:
             return
         try:
-            self._take_note(batch, await scripts.settle(self._redis, batch, wake=True))
+            self._take_note(batch, await self._send(batch))
         except OUTAGE:
             raise
         except RedisError:
             await self._settle_singly(batch)
+
+    async def _send(self, batch: Sequence[Settlement]) -> list[str]:
+        return await scripts.settle(self._redis, batch, wake=True, account=self._account(), luck=random.random())
 
     async def settle_and_claim(self, slots: int, leases: Leases) -> tuple[str, Claimed]:
         """Write outcomes and take jobs for `slots`, in one round trip; returns the token of the jobs, too."""
@@ -96,7 +113,7 @@ class Exchange:
 
     async def _settle_then_claim(self, batch: Sequence[Settlement], request: ClaimRequest) -> Claimed:
         try:
-            said, claimed = await scripts.settle_and_claim(self._redis, batch, request)
+            said, claimed = await scripts.settle_and_claim(self._redis, batch, request, luck=random.random())
         except OUTAGE:
             raise
         except RedisError:
@@ -110,7 +127,7 @@ class Exchange:
         refusal: RedisError | None = None
         for settlement in batch:
             try:
-                self._take_note([settlement], await scripts.settle(self._redis, [settlement], wake=True))
+                self._take_note([settlement], await self._send([settlement]))
             except OUTAGE:
                 raise
             except RedisError as error:
@@ -135,8 +152,10 @@ class Exchange:
             del self.unsettled[0]
             if self._refusals:
                 self._refusals.pop(settlement, None)
-            if word in {"done", "back"}:
+            if word in {"done", "back", "pausing"}:
                 self.counts[settlement.kind] += 1
+                if word == "pausing":
+                    _tell_pause(settlement)
             elif word.startswith("error"):
                 log.error("settle.refused", job_id=settlement.id, kind=settlement.kind, reason=word)
             else:
@@ -154,6 +173,7 @@ class Exchange:
             result_ttl=self._settings.result_ttl_ms,
             known_lanes=tuple(self.known),
             serves=self._serves,
+            account=self._account(),
         )
 
     @property
@@ -163,3 +183,11 @@ class Exchange:
         Redis itself may have stood still, with this claim waiting in its socket, and the renewals of others behind it.
         """
         return self._answered_at + self._settings.lease_ms - round(self._settings.renew_period * 1000)
+
+
+def _tell_pause(settlement: Settlement) -> None:
+    """One line for the whole fleet: of all that were refused, the script names one."""
+    if settlement.reason in _HELP:
+        log.error("provider.paused", reason=settlement.reason, help=_HELP[settlement.reason])
+    else:
+        log.warning("model.paused", reason=settlement.reason, job_id=settlement.id)

@@ -58,6 +58,11 @@ class Asked(Protocol):
         """Those with jobs, as of its last claim."""
         ...
 
+    @property
+    def account(self) -> str:
+        """Who pays for its calls."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
@@ -67,11 +72,12 @@ class Pulse:
     """time.monotonic()"""
     condition: Condition
     models: tuple[str, ...]
+    account: str
 
     @classmethod
     def of(cls, worker: Asked) -> Self:
         """As of now; to be called by the worker's own loop."""
-        return cls(time.monotonic(), worker.condition, worker.models)
+        return cls(time.monotonic(), worker.condition, worker.models, worker.account)
 
 
 @contextlib.asynccontextmanager
@@ -174,17 +180,17 @@ class _Pages:
             return False, pulse.condition
         async with self._reading:
             if time.monotonic() - self._read_at >= READ_EVERY:
-                self._read = await self._look(pulse.models)
+                self._read = await self._look(pulse.models, pulse.account)
                 self._read_at = time.monotonic()
             return self._read
 
-    async def _look(self, models: tuple[str, ...]) -> Answer:
+    async def _look(self, models: tuple[str, ...], account: str) -> Answer:
         """Ask Redis whether it answers, and what is paused."""
         try:
             pauses = await try_until(READ_TIMEOUT, lambda: read_pauses(self._redis, models), public_url(self._url))
         except QueueUnavailable as error:
             return False, f"{Condition.AWAY}: {error}"
-        pause = standstill(pauses, models)
+        pause = standstill(pauses, models, account)
         return (True, Condition.CLAIMING) if pause is None else (False, f"paused: {pause}")
 
 

@@ -1,8 +1,9 @@
 """How a run ends: a closed set of values, and `judge`, the pure function from what the provider said to one of them.
 
 answer                                   -> Succeeded
-rate_limited, no_credit, bad_key         -> Throttled   the model pauses, nothing is spent
-a provider that was not reached at all   -> Throttled
+rate_limited                             -> Throttled   its model pauses, nothing is spent
+no_credit, bad_key                       -> Throttled   its account pauses; of a key that was replaced since: Released
+a provider that was not reached at all   -> Throttled   nothing is spent
 unavailable, provider_error              -> Retry       spent; exponential backoff with full jitter
 timeout                                  -> Retry once, then Failed: the call may have been paid
 every other code                         -> Failed
@@ -41,7 +42,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """Unspent; the model pauses for the fleet, for `delay` seconds at least."""
+    """Unspent; its model or account pauses for the fleet, for `delay` seconds at least."""
 
     error: JobError
     delay: float
@@ -88,8 +89,10 @@ def judge(said: Answer | ProviderError, *, spent: int, timeouts: int, max_attemp
         return Succeeded(said)
     error = JobError(code=said.code, message=said.message)
     asked = min(said.retry_after or 0.0, LONGEST_RETRY_AFTER)
+    if said.is_stale:
+        return Released()
     if said.code in THROTTLES or not said.was_sent:
-        return Throttled(error, asked)
+        return Throttled(error, asked if said.was_sent else asked + luck * BACKOFF_BASE)
     if said.code not in RETRIED or spent + 1 >= max_attempts:
         return Failed(error)
     if said.code is ErrorCode.TIMEOUT and timeouts >= TIMEOUTS_ALLOWED:

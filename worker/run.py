@@ -33,9 +33,6 @@ _EVENTS: dict[type[Outcome], str] = {
     Expired: "job.expired",
 }
 
-_LOUD = frozenset({ErrorCode.BAD_KEY, ErrorCode.NO_CREDIT})
-"""Nothing runs any more until somebody acts."""
-
 _QUIET = frozenset({"warning", "error"})
 """Levels at which nothing is put together to tell of a success."""
 
@@ -156,7 +153,7 @@ class Runner:
             log.info("job.succeeded", **bound, tokens=outcome.answer.usage.total_tokens, **self._content(outcome))
             return
         error = _reason(outcome)
-        say = log.error if error.code in _LOUD else log.warning
+        say = log.info if isinstance(outcome, Throttled) else log.warning  # the pause itself is told once (exchange.py)
         say(_EVENTS[type(outcome)], **bound, code=error.code.value, reason=error.message)
 
     def _content(self, outcome: Succeeded) -> dict[str, str]:

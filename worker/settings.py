@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 
+from promptq.producer.models import Limits, ModelName
 from promptq.producer.settings import ProducerSettings, Seconds
 
 RENEWALS_PER_LEASE = 3
@@ -24,6 +25,8 @@ class Settings(ProducerSettings):
     job_timeout: Seconds = 3600.0
     """For one attempt, unless the job says otherwise."""
     max_attempts: int = Field(5, ge=1, le=100)
+    limits: dict[ModelName, Limits] = Field(default_factory=dict)
+    """By model, for the whole fleet; for those that have none yet when a worker starts."""
     lease: Seconds = 10.0
     """How long a dead worker's jobs wait for another."""
     drain_timeout: float = Field(25.0, ge=0, le=86400)

@@ -46,7 +46,7 @@ class Clerk:
             token=token,
             epoch=job.epoch,
             kind=kind,
-            ttl=self.failure_ttl if kind == "failed" else self.result_ttl,
+            ttl=self.failure_ttl if kind in ("failed", "throttled") else self.result_ttl,
             delay=delay,
             reason=error.code.value if error else "",
             attempt=codec.dump_attempt(call.started, call.finished, call.usage, call.error) if call else b"",

@@ -1,7 +1,7 @@
 -- Give a ledger to a job that a plain arq client enqueued, or refuse it. A job that has one is left alone.
 --
 -- ARGV  1 now | 2 id | 3 lane it stands in | 4 model | 5 band | 6 tenant | 7 digest | 8 delay ms | 9 deadline as in enqueue | 10 ttl ms or ''
---       11 metadata or '' | 12 enqueued ms | 13 result of a refusal, or '' | 14 failure TTL ms | 15 group or ''
+--       11 metadata or '' | 12 enqueued ms | 13 result of a refusal, or '' | 14 failure TTL ms | 15 group or '' | 16 estimate of its tokens
 -- reply 'adopted' | 'refused' | 'known'
 
 local now, id, lane, model, band = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
@@ -11,7 +11,7 @@ if redis.call('EXISTS', K.ledger .. id) == 1 then return 'known' end
 
 local ledger = { lane = lane, model = model, band = band, tenant = ARGV[6], enqueued = tonumber(ARGV[12]), ttl = tonumber(ARGV[10]) }
 redis.call('HSET', K.ledger .. id, 'epoch', 1, 'digest', ARGV[7], 'nonce', '', 'lane', lane, 'model', model, 'band', band, 'tenant', ARGV[6],
-  'enqueued', ARGV[12])
+  'enqueued', ARGV[12], 'estimate', ARGV[16])
 if ARGV[10] ~= '' then redis.call('HSET', K.ledger .. id, 'ttl', ARGV[10]) end
 if ARGV[11] ~= '' then redis.call('HSET', K.ledger .. id, 'metadata', ARGV[11]) end
 if ARGV[15] ~= '' then

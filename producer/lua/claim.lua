@@ -3,14 +3,15 @@
 --
 -- ARGV  1 now | 2 worker | 3 sequence number | 4 free slots | 5 lease ms | 6 time in ms until which it may take run-out leases (0: not at all)
 --       7 '1': may take a job that stalled twice | 8 bytes of payload in one reply | 9 failure TTL ms | 10 result TTL ms
---       11 lanes this worker knows (JSON) | 12... lanes it serves (none: all)
--- reply {now, '1' if slots or bytes stopped it, ms until something comes due or -1}, {lane, ...},
+--       11 lanes this worker knows (JSON) | 12 account that pays | 13... lanes it serves (none: all)
+-- reply {now, '1' if slots or bytes stopped it, ms until something comes due or -1, '1' if this worker is to find out
+--       whether its account works}, {lane, ...},
 --       {{id, epoch, lane, model, spent, deadline or '', enqueued, stalls, timeouts, payload}, ...},
 --       {{id, lane, payload of plain arq or ''}, ...}
 
 local now, worker, seq, slots, length = clock(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local may_take_over, may_take_poison, most_bytes, failure_ttl = now < tonumber(ARGV[6]), ARGV[7] == '1', tonumber(ARGV[8]), ARGV[9]
-local result_ttl = ARGV[10]
+local result_ttl, account = ARGV[10], ARGV[12]
 local token, record = worker .. ':' .. seq, K.worker .. worker
 redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 
@@ -30,12 +31,12 @@ end
 
 local function known_lanes()
   local served = {}
-  for i = 12, #ARGV do served[ARGV[i]] = true end
+  for i = 13, #ARGV do served[ARGV[i]] = true end
   local lanes = {}
   for _, lane in ipairs(redis.call('ZRANGE', K.lanes, 0, -1)) do
-    if #ARGV < 12 or served[lane] then lanes[#lanes + 1] = lane end
+    if #ARGV < 13 or served[lane] then lanes[#lanes + 1] = lane end
   end
-  if #ARGV < 12 and redis.call('ZSCORE', K.lanes, K.intake) == false then lanes[#lanes + 1] = K.intake end
+  if #ARGV < 13 and redis.call('ZSCORE', K.lanes, K.intake) == false then lanes[#lanes + 1] = K.intake end
   return lanes
 end
 local lanes = known_lanes()
@@ -49,7 +50,7 @@ if last[1] == seq then
       hand_over(id, ledger, redis.call('GET', K.payload .. id) or '')
     end
   end
-  return { { exact(now), '1', -1 }, lanes, jobs, foreign }
+  return { { exact(now), '1', -1, '0' }, lanes, jobs, foreign }
 end
 
 -- A bad record must stop nobody: it leaves its lane for the failed ones.
@@ -128,8 +129,44 @@ local function promote_due()
   end
 end
 
+-- How many jobs the account lets start: all, one, or none; and whether this worker is to ask the provider.
+local function account_room()
+  local pause = account_pause(account)
+  if not pause then return math.huge, false end
+  keep_account(now, account, math.max(pause['until'], now))
+  if pause.state == 'open' then
+    if not pause.probe then return 1, false end
+    if pause.probe > now then come_back(pause.probe - now) return 0, false end
+    end_account_pause(account)
+    return math.huge, false
+  end
+  if pause['until'] > now then come_back(pause['until'] - now) return 0, false end
+  redis.call('HSET', K.account .. account, 'until', exact(now + LOOKED_AT))
+  come_back(LOOKED_AT)
+  return 0, true
+end
+
 local MOST_ROUNDS = 1000 -- far more than there can be: a script that does not end stops the whole fleet
 local taken = {} -- lane:band -> highest turn leased
+local started = {} -- model -> calls
+
+-- Write on the meter of its model that a job starts.
+local function charge(id, ledger, meter)
+  started[ledger.model] = (started[ledger.model] or 0) + 1
+  charge_requests(now, meter, 1)
+  if meter.tpm then
+    local tokens = math.floor(estimate_of(meter, ledger.estimate) + 0.5)
+    charge_tokens(now, meter, tokens)
+    redis.call('HSET', K.ledger .. id, 'charged', exact(tokens))
+  end
+  if meter.strikes and HALF_OPEN[meter.reason] then put(meter, 'probe', now + PROBE) end
+end
+
+local function is_too_large(ledger, meter)
+  if not meter.tpm then return false end
+  local _, least = estimate_of(meter, ledger.estimate)
+  return least > meter.tpm
+end
 
 -- Returns whether the job was leased.
 local function take(id, lane, band)
@@ -138,11 +175,15 @@ local function take(id, lane, band)
   if FINAL[ledger.state] or ledger.lane ~= lane then throw_out(id, lane) return false end
   if ledger.state ~= 'queued' then redis.call('ZADD', K.lane .. lane, score_of(ledger), id) return false end
   if ledger.deadline and ledger.deadline <= now then expired(now, id, ledger, result_ttl) return false end
-  local is_probe = false
+  local meter = meter_of(ledger.model)
+  if is_too_large(ledger, meter) then
+    local why = 'its prompt is larger than the ' .. exact(meter.tpm) .. ' tokens a minute that its model is limited to'
+    finish(now, id, ledger, 'failed', verdict(now, id, ledger, 'failed', 'too_large', why), failure_ttl)
+    return false
+  end
   if ledger.model ~= lane then
-    local room, wait = admits(now, ledger.model)
-    if room == 0 then delay(id, ledger, now + wait) return false end
-    is_probe = room == 1
+    local room, wait = room_of(now, meter)
+    if room == 0 then delay(id, ledger, now + math.ceil(wait or 1000)) return false end
   end
   if (ledger.stalls or 0) >= POISON_STALLS - 1 then
     if not may_take_poison then delay(id, ledger, now + 1000) return false end
@@ -151,7 +192,7 @@ local function take(id, lane, band)
   local payload = redis.call('GET', K.payload .. id) or ''
   if #jobs > 0 and bytes + #payload > most_bytes then has_more = true return false end
   lease(id, ledger, token, now, now + length, length)
-  if is_probe then redis.call('HSET', K.meter .. ledger.model, 'probe', exact(now + 30000)) end
+  charge(id, ledger, meter)
   hand_over(id, ledger, payload)
   local place = lane .. ':' .. band
   taken[place] = math.max(taken[place] or 0, ledger.turn)
@@ -160,16 +201,20 @@ end
 
 -- Lease at most `most` jobs of one band of one lane; returns whether there may be more.
 local function serve(lane, band, most)
-  local room, wait = admits(now, lane)
-  if room == 0 then come_back(wait) return false end
-  most = math.min(most, room)
+  local meter = meter_of(lane)
+  local room, wait = room_of(now, meter)
+  most = math.max(1, math.min(most, room))
   local low, high = band == 0 and '-inf' or exact(band * BAND), '(' .. exact((band + 1) * BAND)
   local ids = redis.call('ZRANGEBYSCORE', K.lane .. lane, low, high, 'LIMIT', 0, most)
   for _, id in ipairs(ids) do
+    if room == 0 then
+      if wait then come_back(wait) end
+      return false
+    end
     if has_more then return false end
     if guarded(lane, id, take, lane, band) then
       slots = slots - 1
-      if room == 1 then redis.call('HSET', K.meter .. lane, 'probe', exact(now + 30000)) end
+      if room < math.huge or meter.tpm then room, wait = room_of(now, meter) end -- no number of jobs tells what is left of tokens
     end
   end
   return #ids == most
@@ -209,7 +254,7 @@ local function pass_on()
   end
   if slots > 0 and not has_more then return end
   for _, lane in ipairs(lanes) do
-    if redis.call('ZCOUNT', K.lane .. lane, '-inf', '(' .. exact(HORIZON)) > 0 and admits(now, lane) > 0 then wake(lane) end
+    if redis.call('ZCOUNT', K.lane .. lane, '-inf', '(' .. exact(HORIZON)) > 0 and room_of(now, meter_of(lane)) > 0 then wake(lane) end
   end
 end
 
@@ -226,11 +271,21 @@ end
 seen(now, worker)
 sweep(now, result_ttl)
 promote_due()
+local room, is_to_ask = account_room()
+slots = math.min(slots, room)
 for band = 0, 2 do serve_band(band) end
+for model, calls in pairs(started) do note_use(now, meter_of(model), calls, 0) end
+if room == 1 and #jobs > 0 then
+  redis.call('HSET', K.account .. account, 'probe', exact(now + PROVEN))
+  come_back(PROVEN)
+end
+write_meters()
 tidy()
 advance_clocks()
-if slots == 0 then has_more = true end
-pass_on()
+if room == math.huge then
+  if slots == 0 then has_more = true end
+  pass_on()
+end
 look_ahead()
 if #jobs > 0 then
   local ids = {}
@@ -238,4 +293,4 @@ if #jobs > 0 then
   redis.call('HSET', record, 'seq', seq, 'ids', cjson.encode(ids))
   redis.call('PEXPIRE', record, 600000)
 end
-return { { exact(now), has_more and '1' or '0', due_in and exact(due_in) or '-1' }, lanes, jobs, foreign }
+return { { exact(now), has_more and '1' or '0', due_in and exact(math.ceil(due_in)) or '-1', is_to_ask and '1' or '0' }, lanes, jobs, foreign }

@@ -33,7 +33,7 @@ end
 
 local FIELDS = {
   'state', 'epoch', 'lane', 'model', 'band', 'tenant', 'turn', 'due', 'deadline', 'token',
-  'spent', 'stalls', 'cancel', 'enqueued', 'claimed', 'ttl', 'given_back', 'timeouts', 'group',
+  'spent', 'stalls', 'cancel', 'enqueued', 'claimed', 'ttl', 'given_back', 'timeouts', 'group', 'estimate',
 }
 local OPEN = { queued = true, delayed = true, running = true }
 local FINAL = { succeeded = true, failed = true, cancelled = true, expired = true }
@@ -60,6 +60,7 @@ local function read(id)
     tenant = v[6] or nil, turn = number_of(v[7]), due = integer_of(v[8]), deadline = integer_of(v[9]), token = v[10] or nil,
     spent = integer_of(v[11]), stalls = integer_of(v[12]), cancel = v[13] or nil, enqueued = integer_of(v[14]),
     claimed = integer_of(v[15]), ttl = integer_of(v[16]), given_back = v[17] or nil, timeouts = integer_of(v[18]), group = v[19] or nil,
+    estimate = v[20] or nil,
   }
   local is_known = OPEN[ledger.state] or FINAL[ledger.state]
   if is_known and ledger.epoch and ledger.lane and ledger.model and ledger.enqueued then return ledger end
@@ -104,9 +105,25 @@ local function enter_lane(lane)
 end
 
 local left, finishes = {}, {} -- by this call: lane -> true if a job went out of it; fair key -> tenant -> finish
+local counts, forfeits = {}, {} -- by this call: lane -> 'band:tenant' -> jobs more that wait; and -> true if one went unserved
 
--- What is done once a call, not once a job; every script ends with it. Finishes are written, and a lane without jobs is
--- forgotten, with its bands' clocks.
+-- A tenant none of whose jobs waits any more, and whose last one went unserved, gives its turns back.
+local function count_waiting(lane, of_tenants)
+  for place, more in pairs(of_tenants) do
+    if more ~= 0 and redis.call('HINCRBY', K.waiting .. lane, place, more) <= 0 then
+      redis.call('HDEL', K.waiting .. lane, place)
+    end
+  end
+  for place in pairs(forfeits[lane] or {}) do
+    if redis.call('HEXISTS', K.waiting .. lane, place) == 0 then
+      local band, tenant = string.match(place, '^(%d):(.*)$')
+      redis.call('ZREM', K.fair .. lane .. ':' .. band, tenant)
+    end
+  end
+end
+
+-- What is done once a call, not once a job; every script ends with it. Finishes and counts are written, and a lane
+-- without jobs is forgotten, with its bands' clocks.
 local function tidy()
   for fair, of_tenants in pairs(finishes) do
     local scores = {}
@@ -116,12 +133,24 @@ local function tidy()
     end
     redis.call('ZADD', fair, unpack(scores))
   end
+  for lane, of_tenants in pairs(counts) do count_waiting(lane, of_tenants) end
   for lane in pairs(left) do
     if redis.call('EXISTS', K.lane .. lane, K.running .. lane) == 0 then
       redis.call('ZREM', K.lanes, lane)
-      redis.call('DEL', K.fair .. lane .. ':0', K.fair .. lane .. ':1', K.fair .. lane .. ':2')
+      redis.call('DEL', K.fair .. lane .. ':0', K.fair .. lane .. ':1', K.fair .. lane .. ':2', K.waiting .. lane)
     end
   end
+end
+
+local shares = {} -- tenant -> the part of a turn after which its next job has one
+
+local function share_of(tenant)
+  local share = shares[tenant]
+  if not share then
+    share = 1 / math.max(1, math.min(100, tonumber(redis.call('HGET', K.tenants, tenant .. ':weight') or nil) or 1))
+    shares[tenant] = share
+  end
+  return share
 end
 
 local STEP = 2 ^ -12 -- between the turns of tenants that come one after the other; a score has room for 2^-13
@@ -132,8 +161,9 @@ local function take_turn(lane, band, tenant)
   local fair = K.fair .. lane .. ':' .. band
   local known = finishes[fair] or {}
   if known[tenant] then
-    known[tenant] = known[tenant] + 1
-    return known[tenant] - 1
+    local turn = known[tenant]
+    known[tenant] = turn + share_of(tenant)
+    return turn
   end
   local at = redis.call('ZMSCORE', fair, '', ' ', tenant) -- the clock, the last newcomer's turn, the tenant's finish
   local reached, turn = tonumber(at[1] or 1), tonumber(at[3] or 0)
@@ -141,7 +171,7 @@ local function take_turn(lane, band, tenant)
     turn = math.max(reached, tonumber(at[2] or 0) + STEP)
     redis.call('ZADD', fair, exact(turn), ' ')
   end
-  known[tenant] = turn + 1
+  known[tenant] = turn + share_of(tenant)
   finishes[fair] = known
   return turn
 end
@@ -154,8 +184,26 @@ local function join_group(id, ledger)
   redis.call('PERSIST', K.members .. ledger.group)
 end
 
--- Whoever writes a state says so here first: the group's counters follow.
+local WAITS = { queued = true, delayed = true }
+
+local function count(ledger, more)
+  if not ledger.band or not ledger.tenant then return end -- a ledger that makes no sense
+  local of_tenants, place = counts[ledger.lane] or {}, ledger.band .. ':' .. ledger.tenant
+  of_tenants[place] = (of_tenants[place] or 0) + more
+  counts[ledger.lane] = of_tenants
+end
+
+-- A job is about to end without having been served.
+local function forfeit(ledger)
+  if not WAITS[ledger.state] or not ledger.band then return end
+  local places = forfeits[ledger.lane] or {}
+  places[ledger.band .. ':' .. ledger.tenant] = true
+  forfeits[ledger.lane] = places
+end
+
+-- Whoever writes a state says so here first: the counters of tenants and groups follow.
 local function enter_state(ledger, state)
+  if WAITS[state] ~= WAITS[ledger.state] then count(ledger, WAITS[state] and 1 or -1) end
   if ledger.group and ledger.state ~= state then
     if ledger.state then redis.call('HINCRBY', K.group .. ledger.group, ledger.state, -1) end
     redis.call('HINCRBY', K.group .. ledger.group, state, 1)
@@ -168,10 +216,10 @@ local function end_in_group(id, ledger, ttl)
   local group, members = K.group .. ledger.group, K.members .. ledger.group
   local ended = redis.call('HINCRBY', group, 'ended', 1)
   redis.call('ZADD', members, ended, id)
-  local kept = redis.call('HMGET', group, 'jobs', 'ttl')
+  local kept = redis.call('HMGET', group, 'jobs', 'ttl', 'requeued')
   local longest = math.max(tonumber(ttl), tonumber(kept[2] or 0))
   redis.call('HSET', group, 'ttl', exact(longest))
-  if ended >= tonumber(kept[1] or 0) then
+  if ended >= tonumber(kept[1] or 0) + tonumber(kept[3] or 0) then
     redis.call('PEXPIRE', group, exact(longest))
     redis.call('PEXPIRE', members, exact(longest))
   end
@@ -256,9 +304,10 @@ local function write_off(now, id, lane, ttl)
   local rest = { lane = lane, model = lane }
   redis.call('ZREM', K.deadlines, id)
   if redis.call('TYPE', K.ledger .. id).ok == 'hash' then
-    local said = redis.call('HMGET', K.ledger .. id, 'state', 'model', 'group', 'token')
+    local said = redis.call('HMGET', K.ledger .. id, 'state', 'model', 'group', 'token', 'band', 'tenant')
     if FINAL[said[1]] then return end
     rest = { lane = lane, state = OPEN[said[1]] and said[1], model = said[2] or lane, group = said[3] or nil }
+    if string.match(said[5] or '', '^[012]$') then rest.band, rest.tenant = tonumber(said[5]), said[6] or nil end
     if rest.group and not rest.state then rest.state = counted_as(rest.group, said[4]) end
     redis.call('HDEL', K.ledger .. id, 'digest', 'nonce', unpack(FIELDS))
   else
@@ -269,10 +318,12 @@ local function write_off(now, id, lane, ttl)
 end
 
 local function cancelled(now, id, ledger, ttl)
+  forfeit(ledger)
   finish(now, id, ledger, 'cancelled', verdict(now, id, ledger, 'cancelled', 'cancelled', 'cancelled on request'), ttl)
 end
 
 local function expired(now, id, ledger, ttl)
+  forfeit(ledger)
   finish(now, id, ledger, 'expired', verdict(now, id, ledger, 'expired', 'expired', 'the deadline passed before there was an answer'), ttl)
 end
 
@@ -320,13 +371,4 @@ local function sweep(now, ttl)
       redis.call('ZREM', K.abort, aborts[i])
     end
   end
-end
-
--- Whether a model may be claimed: how many (math.huge, 1 as a probe, or 0) and, if 0, the ms after which to look again.
-local function admits(now, model)
-  local meter = redis.call('HMGET', K.meter .. model, 'strikes', 'until', 'probe')
-  if not meter[1] then return math.huge end
-  local wait = math.max(tonumber(meter[2]), tonumber(meter[3] or 0)) - now
-  if wait > 0 then return 0, wait end
-  return 1
 end

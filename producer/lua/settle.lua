@@ -1,20 +1,25 @@
 -- Write the outcomes of runs. Every additive effect happens once per attempt, however often the call is sent.
 --
--- ARGV  1 now | 2 '1': no claim follows, wake others for what goes back
+-- ARGV  1 now | 2 '1': no claim follows, wake others for what goes back | 3 account that pays | 4 luck, from 0 to 1
 --       then per outcome: id, token, epoch, kind, delay ms, ttl ms, error code or '',
 --       attempt (JSON, '' if no call was made), prompt, completion, reasoning, cached and total tokens, ticks or '', result or ''
 --       kind: succeeded | failed | cancelled | expired   end the job with `result`
---             retry (after delay) | throttled (its model pauses, at least for delay) | released   give it back
--- reply per outcome: done | back | over (the job has a result) | stale (another holds it) | gone (no ledger) | 'error: ...'
+--             retry (after delay) | throttled (unspent: its model or account pauses) | released   give it back
+-- reply per outcome: done | back | pausing (back, and its model or account pauses from now on) | over (the job has a result) |
+--       stale (another holds it) | gone (no ledger) | 'error: ...'
 
-local WIDTH = 15
-local now, nobody_claims = clock(ARGV[1]), ARGV[2] == '1'
+local WIDTH, FIRST = 15, 5
+local MOST_THROTTLES = 10 -- of one job, while others of its model are answered
+local MOST_LESSONS = 4
+local now, nobody_claims, account, luck = clock(ARGV[1]), ARGV[2] == '1', ARGV[3], tonumber(ARGV[4]) or 0
 redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 
 local returned, answered = {}, {} -- lane -> true; model -> latest claim that was answered
+local spent = {} -- model -> tokens
 
 -- Failures in which the provider has not answered: they prove nothing about its pause.
 local SILENT = { unavailable = true, provider_error = true, timeout = true, rate_limited = true, no_credit = true, bad_key = true }
+local OF_THE_ACCOUNT = { no_credit = true, bad_key = true }
 local COUNTERS = { 'prompt_tokens', 'completion_tokens', 'reasoning_tokens', 'cached_prompt_tokens', 'total_tokens', 'cost_in_usd_ticks' }
 
 local day, sums = K.usage .. exact(math.floor(now / 86400000)), {}
@@ -34,6 +39,7 @@ local function book(at, id, token, ledger)
     local amount = ARGV[at + 7 + i]
     if amount ~= '' and amount ~= '0' then add(ledger.model .. ':' .. counter, amount) end
   end
+  spent[ledger.model] = (spent[ledger.model] or 0) + (tonumber(ARGV[at + 12]) or 0)
 end
 
 -- One counter that takes no more must not keep the others from being written.
@@ -42,64 +48,144 @@ local function close_the_day()
   redis.pcall('PEXPIRE', day, 90 * 86400000)
 end
 
--- Pause a model for the fleet. Calls claimed before the last pause say nothing new.
-local function pause(model, claimed, floor, reason)
-  local meter = K.meter .. model
-  local old = redis.call('HMGET', meter, 'strikes', 'since', 'until')
-  local strikes, ends = tonumber(old[1] or 0), tonumber(old[3] or 0)
-  if not old[2] or claimed >= tonumber(old[2]) then
-    strikes = strikes + 1
-    redis.call('HSET', meter, 'since', exact(now))
+-- What a run used is on the meter instead of what it was thought to use. A run that made no call used nothing, one that
+-- was refused no tokens; what is given back is of the last minute only.
+local function correct(at, id, ledger, kind)
+  local meter = meter_of(ledger.model)
+  if not (meter.rpm or meter.tpm or meter.learned) then return end
+  local is_young, made_call = ledger.claimed > now - MOST_DEBT, ARGV[at + 7] ~= ''
+  if not made_call and is_young then charge_requests(now, meter, -1) end
+  local charged = meter.tpm and tonumber(redis.call('HGET', K.ledger .. id, 'charged') or nil)
+  if not charged then return end
+  local used = tonumber(ARGV[at + 12]) or 0
+  if used == 0 and made_call and kind ~= 'throttled' then return end -- it told nothing
+  if used > charged or is_young then charge_tokens(now, meter, used - charged) end
+end
+
+local lessons = {} -- model -> answers learned from in this call: a few are enough
+
+-- Learn from an answer what the next jobs of its model may use.
+local function learn_from(at, ledger)
+  local taken = lessons[ledger.model] or 0
+  if taken == MOST_LESSONS then return end
+  lessons[ledger.model] = taken + 1
+  local prompt, total = tonumber(ARGV[at + 8]) or 0, tonumber(ARGV[at + 12]) or 0
+  if total > 0 then learn(meter_of(ledger.model), ledger.estimate, prompt, total - prompt) end
+end
+
+-- The provider did not take a call: after ten in a row its model pauses. Returns whether it does, and since just now.
+local function count_failure(ledger)
+  local meter = meter_of(ledger.model)
+  put(meter, 'failures', (meter.failures or 0) + 1)
+  if meter.failures < OUTAGE then return false, false end
+  return true, pause(now, meter, ledger.claimed, 0, 'unavailable', luck)
+end
+
+-- The provider said 429. Returns whether the model pauses since just now, and whether this job has had enough of it.
+local function throttle(id, ledger, delay)
+  local meter = meter_of(ledger.model)
+  local is_new = pause(now, meter, ledger.claimed, delay, 'rate_limited', luck)
+  drop(now, meter, ledger.claimed)
+  local before = redis.call('HMGET', K.ledger .. id, 'throttles', 'throttled')
+  local throttles = tonumber(before[1] or nil) or 0
+  if (meter.answered or 0) > (tonumber(before[2] or nil) or 0) then throttles = throttles + 1 end
+  redis.call('HSET', K.ledger .. id, 'throttles', exact(throttles), 'throttled', exact(now))
+  return is_new, throttles >= MOST_THROTTLES
+end
+
+local function pause_for_the_account(ledger, reason)
+  local known = account_pause(account)
+  if known and ledger.claimed < known.since then return false end
+  pause_account(now, account, reason, luck)
+  return true
+end
+
+-- What a failure means for the other jobs of its model. Returns the kind that the outcome has in its light, whether
+-- something pauses because of it, and whether the job itself is to fail.
+local function heed(id, ledger, kind, reason, delay)
+  if reason == 'unavailable' then
+    local is_outage, is_new = count_failure(ledger)
+    return is_outage and 'throttled' or kind, is_new, false
   end
-  ends = math.max(ends, now + math.max(floor, math.min(60000, 1000 * 2 ^ (strikes - 1))))
-  redis.call('HSET', meter, 'strikes', exact(strikes), 'until', exact(ends), 'reason', reason)
-  redis.call('HDEL', meter, 'probe')
-  redis.call('PEXPIRE', meter, exact(ends - now + 600000))
+  if kind ~= 'throttled' then return kind, false, false end
+  if OF_THE_ACCOUNT[reason] then return kind, pause_for_the_account(ledger, reason), false end
+  return kind, throttle(id, ledger, delay)
 end
 
 local function settle(at)
   local id, token, epoch, kind = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local wait, ttl, reason = tonumber(ARGV[at + 4]), ARGV[at + 5], ARGV[at + 6]
   local ledger = read(id)
   if not ledger then return 'gone' end
   pcall(book, at, id, token, ledger) -- the attempt stands in the ledger before the day's books are touched
   local holder = ledger.state == 'running' and ledger.token == token
-  if holder and kind == 'throttled' then pause(ledger.model, ledger.claimed, tonumber(ARGV[at + 4]), ARGV[at + 6]) end
-  if holder and (kind == 'succeeded' or kind == 'failed' and not SILENT[ARGV[at + 6]]) and ARGV[at + 7] ~= '' then
-    answered[ledger.model] = math.max(answered[ledger.model] or 0, ledger.claimed)
+  local is_pausing, is_enough = false, false
+  if holder then
+    correct(at, id, ledger, kind)
+    if kind == 'succeeded' then learn_from(at, ledger) end
+    if (kind == 'succeeded' or kind == 'failed' and not SILENT[reason]) and ARGV[at + 7] ~= '' then
+      answered[ledger.model] = math.max(answered[ledger.model] or 0, ledger.claimed)
+    else kind, is_pausing, is_enough = heed(id, ledger, kind, reason, wait) end
   end
   if FINAL[ledger.state] then return 'over' end
   -- A success is paid for: it is taken from whichever run of this epoch brings it first.
   if kind == 'succeeded' and epoch == ledger.epoch or holder and FINAL[kind] then
-    finish(now, id, ledger, kind, ARGV[at + 14], ARGV[at + 5])
+    finish(now, id, ledger, kind, ARGV[at + 14], ttl)
     return 'done'
   end
   if not holder then return 'stale' end
   unlease(id, ledger)
   redis.call('HSET', K.ledger .. id, 'given_back', token)
   if kind == 'retry' then redis.call('HINCRBY', K.ledger .. id, 'spent', 1) end
-  if ARGV[at + 6] == 'timeout' then redis.call('HINCRBY', K.ledger .. id, 'timeouts', 1) end
+  if reason == 'timeout' then redis.call('HINCRBY', K.ledger .. id, 'timeouts', 1) end
   if kind == 'released' then redis.call('HINCRBY', K.ledger .. id, 'releases', 1) end
-  if ledger.cancel then cancelled(now, id, ledger, ARGV[at + 5]) return 'done' end
+  if ledger.cancel then cancelled(now, id, ledger, ttl) return 'done' end
+  if is_enough then
+    local why = 'throttled ' .. MOST_THROTTLES .. ' times, while other jobs of its model were answered'
+    finish(now, id, ledger, 'failed', verdict(now, id, ledger, 'failed', 'rate_limited', why), ttl)
+    return 'done'
+  end
   returned[ledger.lane] = true
-  if kind == 'retry' then delay(id, ledger, now + tonumber(ARGV[at + 4])) else queue(id, ledger) end
-  return 'back'
+  local is_unreached = kind == 'throttled' and wait > 0 and not is_paused(now, ledger.model)
+  if kind == 'retry' or is_unreached then delay(id, ledger, now + wait) else queue(id, ledger) end
+  return is_pausing and 'pausing' or 'back'
+end
+
+-- An answer ends the pause of its model, and of the account, if it is to a call that was claimed after that began.
+local function heed_answers()
+  local latest = 0
+  for model, claimed in pairs(answered) do
+    local meter = meter_of(model)
+    latest = math.max(latest, claimed)
+    put(meter, 'answered', now)
+    if meter.failures then put(meter, 'failures', nil) end
+    if meter.since and claimed > meter.since then
+      end_pause(meter)
+      wake(model)
+    end
+  end
+  if latest == 0 then return end
+  local pause = account_pause(account)
+  if pause and latest > pause.since then end_account_pause(account) end
 end
 
 local reply = {}
-for at = 3, #ARGV, WIDTH do
+for at = FIRST, #ARGV, WIDTH do
   local ok, said = pcall(settle, at)
   if ok then reply[#reply + 1] = said
   else reply[#reply + 1] = 'error: ' .. tostring(type(said) == 'table' and said.err or said) end
 end
+heed_answers()
+for model, tokens in pairs(spent) do
+  if tokens > 0 then note_use(now, meter_of(model), 0, tokens) end
+end
+write_meters()
 if next(sums) then close_the_day() end
 tidy()
--- An answer to a call that was claimed after the pause began ends the pause.
-for model, claimed in pairs(answered) do
-  local since = redis.call('HGET', K.meter .. model, 'since')
-  if since and claimed > tonumber(since) then
-    redis.call('DEL', K.meter .. model)
-    wake(model)
+if nobody_claims then
+  for lane in pairs(returned) do wake(lane) end
+  for model in pairs(left) do
+    if meter_of(model).in_flight then wake(model) end
   end
 end
-if nobody_claims then for lane in pairs(returned) do wake(lane) end end
 return reply

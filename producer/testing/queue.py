@@ -16,7 +16,7 @@ from promptq.producer import codec
 from promptq.producer.entries import Prompt, job_in, job_of
 from promptq.producer.models import Band, PromptJob, from_ms
 from promptq.producer.queue import Connecting, PromptQueue
-from promptq.producer.records import Enqueued, Entry, LaneFull
+from promptq.producer.records import Enqueued, Entry, LaneFull, TenantFull
 from promptq.producer.settings import ProducerSettings, milliseconds
 from promptq.producer.testing.answerer import Answerer
 from promptq.producer.testing.answers import Answers, OneAnswer, chooser, echo
@@ -141,10 +141,10 @@ class MemoryQueue(PromptQueue):
         if self._woken is not None and not self._woken.cancelled():
             self._woken.result()
 
-    async def _accept(self, entries: Sequence[Entry]) -> list[Enqueued] | LaneFull:
+    async def _accept(self, entries: Sequence[Entry]) -> list[Enqueued] | LaneFull | TenantFull:
         async with self._alone():
             reply = await super()._accept(entries)
-            if not isinstance(reply, LaneFull):
+            if isinstance(reply, list):
                 self._note(entry for entry, said in zip(entries, reply, strict=True) if said.disposition == "created")
                 await self._work()
             return reply

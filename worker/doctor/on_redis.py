@@ -253,7 +253,7 @@ async def pauses(redis: Redis) -> Finding:
     lanes = [lane.decode(errors="replace") for lane in await redis.zrange(keys.LANES, 0, -1)]
     paused = await read_pauses(redis, lanes)
     if not paused:
-        return ok("no model is paused")
+        return ok("no model and no account is paused")
     said = "paused: " + ", ".join(map(str, paused))
     if any(pause.is_of_the_account for pause in paused):
         return problem(said, "give the workers a good key with credit: console.x.ai")

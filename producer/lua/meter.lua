@@ -1,0 +1,232 @@
+-- How much of a model may start now: its limits, the meter of what is used, its pauses, and those of the account that
+-- pays. In front of claim, settle, limits and probed. Times are in ms; `requests` and `tokens` are the moments up to which that limit is used (GCRA).
+
+local BURST = 200        -- ms of a limit that may start at once
+local GATHER = 50        -- ms of a limit that are worth a worker's while
+local MOST_DEBT = 60000  -- ms of a limit; also the age up to which what was charged too much is given back
+local CLIMB = 1.05 ^ (1 / 2000) -- after a drop the rate grows by 5 % every 2 s
+local LEAST_SHARE = 1 / 64
+local FORGOTTEN = 8      -- times what was learned: nobody has said 429 for long
+local OUTAGE = 10        -- calls in a row that the provider did not take
+local PROBE = 30000      -- after which another job finds out whether a pause may end
+local UNLEARNED = 1000   -- tokens of an answer, before there was one
+local IN_FLIGHT_POLL = 1000 -- whoever ends a call claims the next; this is the net below
+local METER_TTL = 86400000
+
+local METER = {
+  'until', 'strikes', 'since', 'probe', 'failures', 'requests', 'tokens', 'factor', 'learned', 'least', 'dropped', 'answered',
+  'at', 'recent', 'starts', 'spend', 'samples', 'estimated', 'prompted', 'completed', 'reason',
+}
+local LIMITS = { 'rpm', 'tpm', 'in_flight', 'paused' }
+local HALF_OPEN = { unavailable = true } -- pauses that end with the answer to one job
+
+local meters = {} -- of this call
+
+-- What Redis knows of a model: the fields of its meter and of its limits, as numbers, but for `reason`.
+local function meter_of(model)
+  local meter = meters[model]
+  if meter then return meter end
+  meter = { model = model, changed = {} }
+  local values, limits = redis.call('HMGET', K.meter .. model, unpack(METER)), {}
+  for i, name in ipairs(METER) do meter[name] = name == 'reason' and values[i] or tonumber(values[i] or nil) end
+  for i, name in ipairs(LIMITS) do limits[i] = model .. ':' .. name end
+  values = redis.call('HMGET', K.limits, unpack(limits))
+  for i, name in ipairs(LIMITS) do meter[name] = tonumber(values[i] or nil) end
+  meters[model] = meter
+  return meter
+end
+
+-- Change a field, or drop it (nil); written at the end of the call.
+local function put(meter, name, value)
+  meter[name], meter.changed[name] = value, true
+end
+
+local function write_meters()
+  for model, meter in pairs(meters) do
+    local set, gone = {}, {}
+    for name in pairs(meter.changed) do
+      local value = meter[name]
+      if value == nil then gone[#gone + 1] = name
+      else
+        set[#set + 1] = name
+        set[#set + 1] = name == 'reason' and value or exact(value)
+      end
+    end
+    if #gone > 0 then redis.call('HDEL', K.meter .. model, unpack(gone)) end
+    if #set > 0 then
+      redis.call('HSET', K.meter .. model, unpack(set))
+      redis.call('PEXPIRE', K.meter .. model, METER_TTL)
+    end
+  end
+end
+
+local function climbed(now, meter) return CLIMB ^ math.max(0, now - (meter.dropped or now)) end
+
+-- The part of the limits that may be used: all, or less since the provider said 429.
+local function share(now, meter)
+  return meter.factor and math.min(1, meter.factor * climbed(now, meter)) or 1
+end
+
+-- Requests and tokens a minute that may start now; nil: any number. Without limits, what 429s have taught.
+local function rates(now, meter)
+  local part = share(now, meter)
+  local rpm, tpm = meter.rpm and meter.rpm * part, meter.tpm and meter.tpm * part
+  if not rpm and not tpm and meter.learned then
+    local more = climbed(now, meter)
+    if more < FORGOTTEN then rpm = meter.learned * more end
+  end
+  return rpm, tpm
+end
+
+-- Unused time that a request limit keeps: a provider that counts by the second has less patience with slow rates.
+local function kept(rpm) return math.max(0, math.min(BURST, 800 - 60000 / rpm)) end
+
+-- How many calls of a model may start: a number, or 0 and the ms after which to look again (nil: when somebody says so).
+local function room_of(now, meter)
+  if meter.paused then return 0 end
+  local wait = math.max(meter['until'] or 0, meter.probe or 0) - now
+  if wait > 0 then return 0, wait end
+  local room = math.huge
+  if meter.strikes and HALF_OPEN[meter.reason] then room = 1 end
+  if meter.in_flight then
+    room = math.min(room, meter.in_flight - redis.call('ZCARD', K.running .. meter.model))
+    if room <= 0 then return 0, IN_FLIGHT_POLL end
+  end
+  local rpm, tpm = rates(now, meter)
+  if tpm and meter.tokens and math.min(meter.tokens, now + MOST_DEBT) > now then
+    return 0, math.min(meter.tokens - now, MOST_DEBT) + GATHER
+  end
+  if rpm then
+    local used = math.min(math.max(meter.requests or 0, now - kept(rpm)), now + MOST_DEBT)
+    if used > now then return 0, used - now + GATHER * kept(rpm) / BURST end
+    room = math.min(room, math.floor((now - used) * rpm / 60000) + 1)
+  end
+  return room
+end
+
+-- Charge what starts now, or give it back (negative amounts).
+local function charge_requests(now, meter, requests)
+  if not (meter.rpm or meter.learned) then return end
+  local rpm = rates(now, meter)
+  if not rpm then return end
+  local used = math.min(math.max(meter.requests or 0, now - kept(rpm)), now + MOST_DEBT)
+  put(meter, 'requests', used + requests * 60000 / rpm)
+end
+
+local function charge_tokens(now, meter, tokens)
+  if not meter.tpm then return end
+  local _, tpm = rates(now, meter)
+  local used = math.max(meter.tokens or 0, now - BURST)
+  put(meter, 'tokens', math.min(used + tokens * 60000 / tpm, now + MOST_DEBT))
+end
+
+-- Sums that forget: about the last second and the last ten.
+local function note_use(now, meter, calls, tokens)
+  local age = math.max(0, now - (meter.at or now))
+  local second, ten = math.exp(-age / 1000), math.exp(-age / 10000)
+  put(meter, 'at', now)
+  put(meter, 'recent', (meter.recent or 0) * second + calls)
+  put(meter, 'starts', (meter.starts or 0) * ten + calls)
+  put(meter, 'spend', (meter.spend or 0) * ten + tokens)
+end
+
+-- Tokens that a job will take, from what its producer could tell ('PROMPT' or 'PROMPT/MOST') and from what the model's
+-- jobs have really used; and of these the least that its prompt will take.
+local function estimate_of(meter, told)
+  local prompt, most = string.match(told or '', '^(%d+)/?(%d*)$')
+  prompt, most = tonumber(prompt) or 1, tonumber(most)
+  local ratio = meter.samples and meter.prompted / math.max(1, meter.estimated) or 1
+  local answer = meter.samples and meter.completed or most or UNLEARNED
+  return prompt * ratio + math.min(answer, most or answer), prompt * math.min(1, ratio)
+end
+
+-- Learn from one answer; the first ones count for more.
+local function learn(meter, told, prompt, completion)
+  local estimated = tonumber(string.match(told or '', '^%d+'))
+  if not estimated then return end
+  local samples = (meter.samples or 0) + 1
+  local weight = math.max(1 / 64, 1 / samples)
+  put(meter, 'samples', math.min(samples, 64))
+  for name, value in pairs({ estimated = estimated, prompted = prompt, completed = completion }) do
+    put(meter, name, (meter[name] or 0) * (1 - weight) + value * weight)
+  end
+end
+
+-- Pause a model for the fleet, for `least` ms or for 1 s, 2 s, ... 60 s, and up to a quarter more. Calls claimed before
+-- the last pause say nothing new. Returns whether this is a new pause.
+local function pause(now, meter, claimed, least, reason, luck)
+  local is_new = not meter.since or claimed >= meter.since
+  if is_new then
+    put(meter, 'strikes', (meter.strikes or 0) + 1)
+    put(meter, 'since', now)
+  end
+  local wait = math.max(least, math.min(60000, 1000 * 2 ^ ((meter.strikes or 1) - 1)))
+  if is_new then put(meter, 'reason', reason) end
+  if is_new or least > 0 then put(meter, 'until', math.max(meter['until'] or 0, math.ceil(now + wait * (1 + luck / 4)))) end
+  put(meter, 'probe', nil)
+  return is_new
+end
+
+-- The provider said 429: use less. The first refusal of a moment takes a third off the rate, which without a limit is
+-- what was started in the last second; every further refusal then is of a call that should not have been counted.
+local function drop(now, meter, claimed)
+  local is_new = not meter.dropped or claimed >= meter.dropped
+  if meter.rpm or meter.tpm then
+    if is_new then put(meter, 'factor', math.max(LEAST_SHARE, share(now, meter) * 2 / 3)) end
+  elseif is_new then
+    put(meter, 'learned', math.max(1, (rates(now, meter) or 60 * (meter.recent or 0)) * 2 / 3))
+    put(meter, 'least', math.max(1, meter.learned / 16))
+  else put(meter, 'learned', math.max(meter.least or 1, (meter.learned or 1) - 40)) end
+  if is_new then put(meter, 'dropped', now) end
+end
+
+local function is_paused(now, model)
+  return (meter_of(model)['until'] or 0) > now
+end
+
+local function end_pause(meter)
+  for _, name in ipairs({ 'until', 'reason', 'strikes', 'since', 'probe', 'failures' }) do
+    if meter[name] then put(meter, name, nil) end
+  end
+end
+
+local LOOKED_AT = 15000    -- ms that a worker has to find out whether an account works again
+local PROVEN = 5000        -- ms after which a call that was not refused proves that it does: refusals come at once
+local LONGEST_ASKED = 30000
+local ACCOUNT_TTL = 120000 -- a pause is kept as long as somebody claims under it
+
+-- The pause of an account, or nil. `state`: paused | open (one job finds out whether calls are taken again).
+local function account_pause(account)
+  local values = redis.call('HMGET', K.account .. account, 'until', 'state', 'since', 'strikes', 'probe')
+  if not values[1] then return nil end
+  return { ['until'] = tonumber(values[1]) or 0, state = values[2], since = tonumber(values[3] or nil) or 0,
+    strikes = tonumber(values[4] or nil) or 0, probe = tonumber(values[5] or nil) }
+end
+
+local function keep_account(now, account, ends)
+  redis.call('PEXPIRE', K.account .. account, ACCOUNT_TTL)
+  redis.call('ZADD', K.accounts, exact(ends), account)
+  redis.call('ZREMRANGEBYSCORE', K.accounts, '-inf', exact(now - ACCOUNT_TTL))
+  redis.call('PEXPIRE', K.accounts, ACCOUNT_TTL)
+end
+
+-- Nobody claims for an account whose key is refused or whose credit is gone; longer each time: 1 s, 2 s, ... 30 s.
+local function pause_account(now, account, reason, luck)
+  local known = account_pause(account)
+  local strikes = known and known.strikes + 1 or 1
+  local ends = math.ceil(now + math.min(LONGEST_ASKED, 1000 * 2 ^ (strikes - 1)) * (1 + luck / 4))
+  redis.call('HSET', K.account .. account, 'state', 'paused', 'since', exact(now), 'until', exact(ends), 'strikes', exact(strikes))
+  if reason then redis.call('HSET', K.account .. account, 'reason', reason) end
+  redis.call('HDEL', K.account .. account, 'probe')
+  keep_account(now, account, ends)
+end
+
+local function wake_all()
+  for _, lane in ipairs(redis.call('ZRANGE', K.lanes, 0, -1)) do wake(lane) end
+end
+
+local function end_account_pause(account)
+  redis.call('DEL', K.account .. account)
+  redis.call('ZREM', K.accounts, account)
+  wake_all()
+end

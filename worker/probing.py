@@ -1,0 +1,31 @@
+"""Whether an account works again whose key was refused or whose credit was gone: one worker at a time asks.
+
+Called by the engine when a claim says so.
+"""
+
+import random
+
+import structlog
+from redis.asyncio import Redis
+
+from promptq.producer import scripts
+from promptq.producer.records import Probed
+from promptq.worker.providers.base import Provider, ProviderError
+
+log = structlog.get_logger("promptq.probing")
+
+
+async def tell_whether_it_works(redis: Redis, provider: Provider) -> None:
+    """Ask the provider, at no cost, and write down what it says. Raises redis errors."""
+    account = provider.account
+    said: Probed = "works"
+    try:
+        await provider.probe()
+    except ProviderError as error:
+        said = "refused"
+        log.info("provider.refuses", account=account, code=error.code.value, reason=error.message)
+    if provider.account != account:
+        said = "gone"
+    state = await scripts.probed(redis, account, said, luck=random.random())
+    if state != "paused":
+        log.warning("provider.resumes", account=provider.account, state=state)
