@@ -337,7 +337,10 @@ local function cancel(now, id, ttl)
     ledger = { state = 'queued', lane = K.intake, model = K.intake }
     redis.call('HSET', K.ledger .. id, 'state', 'queued', 'epoch', 1, 'lane', K.intake, 'model', K.intake, 'enqueued', exact(now))
   end
-  if FINAL[ledger.state] then return 'over' end
+  if FINAL[ledger.state] then
+    redis.call('ZREM', K.lane .. ledger.lane, id) -- where plain arq's abort may have put it back
+    return 'over'
+  end
   if ledger.state == 'running' and ledger.due > now then
     redis.call('HSET', K.ledger .. id, 'cancel', '1')
     wake_holder(ledger.token)

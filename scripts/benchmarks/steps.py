@@ -82,7 +82,7 @@ class Steps:
 
     def _settle_calls(self, settlements: Sequence[Settlement]) -> Iterator[Sequence[Arg]]:
         for start in range(0, len(settlements), self._batch):
-            yield scripts._settle_args(settlements[start : start + self._batch], False, None)
+            yield scripts._settle_args(settlements[start : start + self._batch], False, "", 0, None)
 
     async def _run_jobs(self, jobs: Sequence[ClaimedJob]) -> list[Settlement]:
         settings, provider = Settings.model_validate({"redis_url": self._server.url}), EchoProvider()
