@@ -1,14 +1,16 @@
-"""The account is refused, or the provider is away: nothing is lost, nothing is spent, and the fleet goes on by itself."""
+"""The account is refused, or the provider is away: nothing is lost, and the fleet goes on by itself."""
 
 from pathlib import Path
 
 from faults.bookkeeping import Scene
 from faults.fleet import Fleet, WorkerProcess
-from promptq.producer import PromptQueue
+from promptq.producer import PromptQueue, keys
 from waiting import wait_until
 
 OLD_KEY, NEW_KEY = "xai-TheOldKey0123456789", "xai-TheNewKey0123456789"
 JOBS = 1_000
+UNTIL_PAUSED = 10
+"""Calls in a row that the provider does not take."""
 
 
 def said(workers: list[WorkerProcess], event: str) -> list[str]:
@@ -61,18 +63,12 @@ async def test_an_outage_fails_nothing(scene: Scene, xai_fleet: Fleet) -> None:
     await xai_fleet.start_many(2, promptq_max_attempts=2)
     ids = await scene.enqueue(*(f"question {number}" for number in range(200)))
 
-    async def reason() -> bool:
-        return any(lane.pause_reason == "unavailable" for lane in (await scene.queue.stats()).lanes)
+    async def has_tried_again() -> bool:
+        return int(await scene.redis.execute_command("HGET", keys.meter(scene.model), "strikes") or 0) >= 3
 
-    await wait_until(reason, message="the model is paused")
-    before = (await scene.simulator.totals()).calls
-    await wait_until(lambda: scene_has_calls(scene, before + 2), 20, message="two jobs have tried")
-    tried = (await scene.simulator.totals()).calls
-    assert tried <= before + 10
+    await wait_until(has_tried_again, 20, message="the model has paused, and two jobs have tried")
+    assert (await scene.simulator.totals()).calls < len(ids) + 2 * UNTIL_PAUSED
+    assert (await scene.queue.stats()).lanes[0].pause_reason == "unavailable"
     await scene.simulator.set(faults=[])
     await scene.assert_each_has_one_answer(ids)
-
-
-async def scene_has_calls(scene: Scene, least: int) -> bool:
-    """Whether the simulator has seen so many."""
-    return (await scene.simulator.totals()).calls >= least
+    assert sum(ledger.spent for ledger in await scene.ledgers(ids)) < UNTIL_PAUSED
