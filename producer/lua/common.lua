@@ -166,9 +166,9 @@ local function take_turn(lane, band, tenant)
     return turn
   end
   local at = redis.call('ZMSCORE', fair, '', ' ', tenant) -- the clock, the last newcomer's turn, the tenant's finish
-  local reached, turn = tonumber(at[1] or 1), tonumber(at[3] or 0)
+  local reached, turn = tonumber(at[1] or 1 - STEP), tonumber(at[3] or 0)
   if turn <= reached then
-    turn = math.max(reached, tonumber(at[2] or 0) + STEP)
+    turn = math.max(reached, tonumber(at[2] or 0)) + STEP
     redis.call('ZADD', fair, exact(turn), ' ')
   end
   known[tenant] = turn + share_of(tenant)
