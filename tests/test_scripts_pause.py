@@ -189,6 +189,28 @@ async def test_a_success_in_between_starts_the_count_anew(contract: Contract) ->
     assert len(await contract.taken(OUTAGE)) == OUTAGE
 
 
+async def test_a_probe_that_fails_pauses_the_model_again(contract: Contract) -> None:
+    """At once, although a call from before the pause was answered meanwhile, so that no ten failed in a row."""
+    await contract.accept(*(entry(f"job {number}", tenant=f"t{number}") for number in range(OUTAGE + 3)))
+    *failing, early = await contract.take("w1", slots=OUTAGE + 1)
+    for run in failing:
+        await contract.settle(run, "throttled", reason="unavailable", delay=60_000, attempt=b"")
+    contract.later(10)
+    assert await contract.settle(early) == "done"
+    contract.later(1000)
+    probe = await contract.take_one(slots=9)
+    assert await contract.settle(probe, "throttled", reason="unavailable", delay=500, attempt=b"") == "pausing"
+    assert (await contract.claim(slots=9)).due_in == 2000
+
+
+async def test_a_probe_that_is_given_back_is_followed_by_another(contract: Contract) -> None:
+    """Its worker stopped: nothing was found out, and nobody need wait for half a minute."""
+    await until_paused(contract)
+    contract.later(1000)
+    await contract.settle(await contract.take_one(), "released")
+    assert len(await contract.taken(9, "w2")) == 1
+
+
 async def test_an_outage_ends_with_one_probe(contract: Contract) -> None:
     """One job finds out whether the model is back; while it runs, no other starts for half a minute."""
     await until_paused(contract)

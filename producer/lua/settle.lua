@@ -73,11 +73,12 @@ local function learn_from(at, ledger)
   if total > 0 then learn(meter_of(ledger.model), ledger.estimate, prompt, total - prompt) end
 end
 
--- The provider did not take a call: after ten in a row its model pauses. Returns whether it does, and since just now.
+-- The provider did not take a call: after ten in a row its model pauses, and after one that tried whether the pause may
+-- end. Returns whether it does, and since just now.
 local function count_failure(ledger)
   local meter = meter_of(ledger.model)
   put(meter, 'failures', (meter.failures or 0) + 1)
-  if meter.failures < OUTAGE then return false, false end
+  if meter.failures < OUTAGE and not (meter.strikes and HALF_OPEN[meter.reason]) then return false, false end
   return true, pause(now, meter, ledger.claimed, 0, 'unavailable', luck)
 end
 
@@ -107,6 +108,7 @@ local function heed(id, ledger, kind, reason, delay)
     local is_outage, is_new = count_failure(ledger)
     return is_outage and 'throttled' or kind, is_new, false
   end
+  if kind == 'released' then put(meter_of(ledger.model), 'probe', nil) end -- if it tried, another one may
   if kind ~= 'throttled' then return kind, false, false end
   if OF_THE_ACCOUNT[reason] then return kind, pause_for_the_account(ledger, reason), false end
   return kind, throttle(id, ledger, delay)

@@ -36,7 +36,10 @@ async def test_jobs_survive_an_expired_key(scene: Scene, xai_fleet: Fleet, tmp_p
     assert said(workers, "provider.paused") == ["error"]
     key_file.write_text(NEW_KEY)
     await scene.assert_each_has_one_answer(ids)
-    assert {ledger.spent for ledger in await scene.ledgers(ids)} == {0}
+    ledgers = await scene.ledgers(ids)
+    assert {ledger.spent for ledger in ledgers} == {0}
+    refused = [attempt for ledger in ledgers for attempt in ledger.attempts if attempt.code]
+    assert {attempt.code for attempt in refused} == {"bad_key"}
     await wait_until(lambda: len(said(workers, "key.replaced")) == len(workers), message="both read the new key")
     for worker in workers:
         assert OLD_KEY not in worker.log
