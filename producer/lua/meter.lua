@@ -4,7 +4,8 @@
 local BURST = 200        -- ms of a limit that may start at once
 local GATHER = 50        -- ms of a limit that are worth a worker's while
 local MOST_DEBT = 60000  -- ms of a limit; also the age up to which what was charged too much is given back
-local CLIMB = 1.05 ^ (1 / 2000) -- after a drop the rate grows by 5 % every 2 s
+local CLIMB = 1.05 ^ (1 / 2000)      -- after a drop the rate grows by 5 % every 2 s
+local CLIMB_TO_LIMIT = CLIMB ^ 4     -- faster where somebody has said how much is allowed
 local LEAST_SHARE = 1 / 64
 local FORGOTTEN = 8      -- times what was learned: nobody has said 429 for long
 local OUTAGE = 10        -- calls in a row that the provider did not take
@@ -15,7 +16,7 @@ local METER_TTL = 86400000
 
 local METER = {
   'until', 'strikes', 'since', 'probe', 'failures', 'requests', 'tokens', 'factor', 'learned', 'least', 'dropped', 'answered',
-  'at', 'recent', 'starts', 'spend', 'samples', 'estimated', 'prompted', 'completed', 'reason',
+  'at', 'recent', 'starts', 'spend', 'samples', 'estimated', 'prompted', 'completed', 'reasoned', 'reason',
 }
 local LIMITS = { 'rpm', 'tpm', 'in_flight', 'paused' }
 local HALF_OPEN = { unavailable = true } -- pauses that end with the answer to one job
@@ -60,7 +61,10 @@ local function write_meters()
   end
 end
 
-local function climbed(now, meter) return CLIMB ^ math.max(0, now - (meter.dropped or now)) end
+local function climbed(now, meter)
+  local climb = (meter.rpm or meter.tpm) and CLIMB_TO_LIMIT or CLIMB
+  return climb ^ math.max(0, now - (meter.dropped or now))
+end
 
 -- The part of the limits that may be used: all, or less since the provider said 429.
 local function share(now, meter)
@@ -137,17 +141,17 @@ local function estimate_of(meter, told)
   prompt, most = tonumber(prompt) or 1, tonumber(most)
   local ratio = meter.samples and meter.prompted / math.max(1, meter.estimated) or 1
   local answer = meter.samples and meter.completed or most or UNLEARNED
-  return prompt * ratio + math.min(answer, most or answer), prompt * math.min(1, ratio)
+  return prompt * ratio + math.min(answer, most or answer) + (meter.reasoned or 0), prompt * math.min(1, ratio)
 end
 
--- Learn from one answer; the first ones count for more.
-local function learn(meter, told, prompt, completion)
+-- Learn from one answer; the first ones count for more. No `max_tokens` bounds what is thought before it.
+local function learn(meter, told, prompt, completion, reasoning)
   local estimated = tonumber(string.match(told or '', '^%d+'))
   if not estimated then return end
   local samples = (meter.samples or 0) + 1
   local weight = math.max(1 / 64, 1 / samples)
   put(meter, 'samples', math.min(samples, 64))
-  for name, value in pairs({ estimated = estimated, prompted = prompt, completed = completion }) do
+  for name, value in pairs({ estimated = estimated, prompted = prompt, completed = completion, reasoned = reasoning }) do
     put(meter, name, (meter[name] or 0) * (1 - weight) + value * weight)
   end
 end

@@ -69,8 +69,8 @@ local function learn_from(at, ledger)
   local taken = lessons[ledger.model] or 0
   if taken == MOST_LESSONS then return end
   lessons[ledger.model] = taken + 1
-  local prompt, total = tonumber(ARGV[at + 8]) or 0, tonumber(ARGV[at + 12]) or 0
-  if total > 0 then learn(meter_of(ledger.model), ledger.estimate, prompt, total - prompt) end
+  local prompt, reasoning, total = tonumber(ARGV[at + 8]) or 0, tonumber(ARGV[at + 10]) or 0, tonumber(ARGV[at + 12]) or 0
+  if total > 0 then learn(meter_of(ledger.model), ledger.estimate, prompt, total - prompt - reasoning, reasoning) end
 end
 
 -- The provider did not take a call: after ten in a row its model pauses, and after one that tried whether the pause may
