@@ -136,11 +136,13 @@ local function account_room()
   keep_account(now, account, math.max(pause['until'], now))
   if pause.state == 'open' then
     if not pause.probe then return 1, false end
-    if pause.probe > now then come_back(pause.probe - now) return 0, false end
+    local wait = until_then(now, pause.probe, PROVEN)
+    if wait > 0 then come_back(wait) return 0, false end
     end_account_pause(account)
     return math.huge, false
   end
-  if pause['until'] > now then come_back(pause['until'] - now) return 0, false end
+  local wait = until_then(now, pause['until'], LONGEST_PAUSE)
+  if wait > 0 then come_back(wait) return 0, false end
   redis.call('HSET', K.account .. account, 'until', exact(now + LOOKED_AT))
   come_back(LOOKED_AT)
   return 0, true

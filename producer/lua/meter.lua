@@ -1,7 +1,10 @@
 -- How much of a model may start now: its limits, the meter of what is used, its pauses, and those of the account that
--- pays. In front of claim, settle, limits and probed. Times are in ms; `requests` and `tokens` are the moments up to which that limit is used (GCRA).
+-- pays. In front of claim, settle, limits and probed. Times are in ms; `requests` and `tokens` are the moments up to
+-- which that limit is used (GCRA). A moment that lies further ahead than any rule puts one is of a clock that has been
+-- set back since, and does not count.
 
 local BURST = 200        -- ms of a limit that may start at once
+local SLACK = 20         -- ms between two requests beside what their rate says, where none is kept
 local GATHER = 50        -- ms of a limit that are worth a worker's while
 local MOST_DEBT = 60000  -- ms of a limit; also the age up to which what was charged too much is given back
 local CLIMB = 1.05 ^ (1 / 2000)      -- after a drop the rate grows by 5 % every 2 s
@@ -9,6 +12,7 @@ local CLIMB_TO_LIMIT = CLIMB ^ 4     -- faster where somebody has said how much 
 local LEAST_SHARE = 1 / 64
 local FORGOTTEN = 8      -- times what was learned: nobody has said 429 for long
 local OUTAGE = 10        -- calls in a row that the provider did not take
+local LONGEST_PAUSE = 750000 -- what a provider may ask for, and a quarter more
 local PROBE = 30000      -- after which another job finds out whether a pause may end
 local UNLEARNED = 1000   -- tokens of an answer, before there was one
 local IN_FLIGHT_POLL = 1000 -- whoever ends a call claims the next; this is the net below
@@ -62,8 +66,9 @@ local function write_meters()
 end
 
 local function climbed(now, meter)
-  local climb = (meter.rpm or meter.tpm) and CLIMB_TO_LIMIT or CLIMB
-  return climb ^ math.max(0, now - (meter.dropped or now))
+  local since = now - (meter.dropped or now)
+  if since < 0 then return math.huge end
+  return ((meter.rpm or meter.tpm) and CLIMB_TO_LIMIT or CLIMB) ^ since
 end
 
 -- The part of the limits that may be used: all, or less since the provider said 429.
@@ -85,10 +90,27 @@ end
 -- Unused time that a request limit keeps: a provider that counts by the second has less patience with slow rates.
 local function kept(rpm) return math.max(0, math.min(BURST, 800 - 60000 / rpm)) end
 
+-- The moment up to which a limit is used, if `unused` ms of it may be kept.
+local function used_until(now, moment, unused)
+  if not moment or moment > now + MOST_DEBT + SLACK then return now - unused end
+  return math.max(moment, now - unused)
+end
+
+-- Whether something happened after a moment; never, if that is still to come.
+local function is_since(now, happened, moment)
+  return not moment or happened >= moment or moment > now
+end
+
+-- The ms until a moment, or 0 if it has passed, or lies further ahead than it can.
+local function until_then(now, moment, longest)
+  local wait = (moment or 0) - now
+  return wait > 0 and wait <= longest and wait or 0
+end
+
 -- How many calls of a model may start: a number, or 0 and the ms after which to look again (nil: when somebody says so).
 local function room_of(now, meter)
   if meter.paused then return 0 end
-  local wait = math.max(meter['until'] or 0, meter.probe or 0) - now
+  local wait = math.max(until_then(now, meter['until'], LONGEST_PAUSE), until_then(now, meter.probe, PROBE))
   if wait > 0 then return 0, wait end
   local room = math.huge
   if meter.strikes and HALF_OPEN[meter.reason] then room = 1 end
@@ -97,11 +119,10 @@ local function room_of(now, meter)
     if room <= 0 then return 0, IN_FLIGHT_POLL end
   end
   local rpm, tpm = rates(now, meter)
-  if tpm and meter.tokens and math.min(meter.tokens, now + MOST_DEBT) > now then
-    return 0, math.min(meter.tokens - now, MOST_DEBT) + GATHER
-  end
+  local owed = tpm and used_until(now, meter.tokens, BURST) - now or 0
+  if owed > 0 then return 0, owed + GATHER end
   if rpm then
-    local used = math.min(math.max(meter.requests or 0, now - kept(rpm)), now + MOST_DEBT)
+    local used = used_until(now, meter.requests, kept(rpm))
     if used > now then return 0, used - now + GATHER * kept(rpm) / BURST end
     room = math.min(room, math.floor((now - used) * rpm / 60000) + 1)
   end
@@ -113,15 +134,14 @@ local function charge_requests(now, meter, requests)
   if not (meter.rpm or meter.learned) then return end
   local rpm = rates(now, meter)
   if not rpm then return end
-  local used = math.min(math.max(meter.requests or 0, now - kept(rpm)), now + MOST_DEBT)
-  put(meter, 'requests', used + requests * 60000 / rpm)
+  local interval = math.min(MOST_DEBT, 60000 / rpm) + (kept(rpm) == 0 and SLACK or 0)
+  put(meter, 'requests', used_until(now, meter.requests, kept(rpm)) + requests * interval)
 end
 
 local function charge_tokens(now, meter, tokens)
   if not meter.tpm then return end
   local _, tpm = rates(now, meter)
-  local used = math.max(meter.tokens or 0, now - BURST)
-  put(meter, 'tokens', math.min(used + tokens * 60000 / tpm, now + MOST_DEBT))
+  put(meter, 'tokens', math.min(used_until(now, meter.tokens, BURST) + tokens * 60000 / tpm, now + MOST_DEBT))
 end
 
 -- Sums that forget: about the last second and the last ten.
@@ -159,14 +179,17 @@ end
 -- Pause a model for the fleet, for `least` ms or for 1 s, 2 s, ... 60 s, and up to a quarter more. Calls claimed before
 -- the last pause say nothing new. Returns whether this is a new pause.
 local function pause(now, meter, claimed, least, reason, luck)
-  local is_new = not meter.since or claimed >= meter.since
+  local is_new = is_since(now, claimed, meter.since)
   if is_new then
     put(meter, 'strikes', (meter.strikes or 0) + 1)
     put(meter, 'since', now)
   end
   local wait = math.max(least, math.min(60000, 1000 * 2 ^ ((meter.strikes or 1) - 1)))
   if is_new then put(meter, 'reason', reason) end
-  if is_new or least > 0 then put(meter, 'until', math.max(meter['until'] or 0, math.ceil(now + wait * (1 + luck / 4)))) end
+  if is_new or least > 0 then
+    wait = math.max(until_then(now, meter['until'], LONGEST_PAUSE), math.ceil(wait * (1 + luck / 4)))
+    put(meter, 'until', now + wait)
+  end
   put(meter, 'probe', nil)
   return is_new
 end
@@ -174,7 +197,7 @@ end
 -- The provider said 429: use less. The first refusal of a moment takes a third off the rate, which without a limit is
 -- what was started in the last second; every further refusal then is of a call that should not have been counted.
 local function drop(now, meter, claimed)
-  local is_new = not meter.dropped or claimed >= meter.dropped
+  local is_new = is_since(now, claimed, meter.dropped)
   if meter.rpm or meter.tpm then
     if is_new then put(meter, 'factor', math.max(LEAST_SHARE, share(now, meter) * 2 / 3)) end
   elseif is_new then
@@ -185,7 +208,7 @@ local function drop(now, meter, claimed)
 end
 
 local function is_paused(now, model)
-  return (meter_of(model)['until'] or 0) > now
+  return until_then(now, meter_of(model)['until'], LONGEST_PAUSE) > 0
 end
 
 local function end_pause(meter)

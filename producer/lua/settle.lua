@@ -96,7 +96,7 @@ end
 
 local function pause_for_the_account(ledger, reason)
   local known = account_pause(account)
-  if known and ledger.claimed < known.since then return false end
+  if known and not is_since(now, ledger.claimed, known.since) then return false end
   pause_account(now, account, reason, luck)
   return true
 end
@@ -161,14 +161,14 @@ local function heed_answers()
     latest = math.max(latest, claimed)
     put(meter, 'answered', now)
     if meter.failures then put(meter, 'failures', nil) end
-    if meter.since and claimed > meter.since then
+    if meter.since and (claimed > meter.since or meter.since > now) then
       end_pause(meter)
       wake(model)
     end
   end
   if latest == 0 then return end
   local pause = account_pause(account)
-  if pause and latest > pause.since then end_account_pause(account) end
+  if pause and (latest > pause.since or pause.since > now) then end_account_pause(account) end
 end
 
 local reply = {}
