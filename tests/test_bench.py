@@ -1,9 +1,12 @@
 """The measurements run and tell what they should; how fast they are is nobody's business here."""
 
+import importlib
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +15,10 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
     """The script as a person runs it."""
     return subprocess.run(
-        [ROOT / "scripts" / "bench", *arguments], capture_output=True, text=True, timeout=100, check=False
+        [ROOT / "scripts" / "bench", *arguments], capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
@@ -78,7 +81,9 @@ def test_steps_are_of_all_three_sides(report: dict[str, Any]) -> None:
     assert all(step["microseconds"] > 0 for step in report["steps"])
 
 
-@pytest.mark.parametrize("arguments", [("drain", "--publish"), ("--quick", "--publish"), ("slow",), ("speed",)])
+@pytest.mark.parametrize(
+    "arguments", [("drain", "--publish"), ("--quick", "--publish"), ("slow",), ("speed",), ("limits:speed",)]
+)
 def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...]) -> None:
     """Only a full run becomes the page; `slow` needs others to look at."""
     before = PAGE.read_bytes() if PAGE.exists() else None
@@ -86,3 +91,77 @@ def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...]) -> None:
     assert done.returncode == 2
     assert "error: " in done.stderr
     assert (PAGE.read_bytes() if PAGE.exists() else None) == before
+
+
+@pytest.mark.timeout(300)
+def test_limits_runs_all_its_parts(tmp_path: Path) -> None:
+    """Each tells a figure with a target; what must not be, is not, however slow the machine is."""
+    file = tmp_path / "bench.json"
+    done = bench("limits", "--quick", "--json", str(file), timeout=280)
+    assert done.returncode == 0, done.stderr
+    told = {f"{figure['measure']} {figure['what']}": figure for figure in json.loads(file.read_text())["figures"]}
+    assert {figure["measure"] for figure in told.values() if figure["target"]} == {
+        "limits:requests", "limits:tokens", "limits:learned", "limits:changes", "limits:neighbour",
+        "limits:tenant", "limits:priority", "limits:retry", "limits:ledgers", "limits:sizes", "slow",
+    }  # fmt: skip
+    for what in (
+        "limits:requests limits configured: calls answered 429 in 2 s",
+        "limits:tokens limits configured: calls answered 429 in 2 s",
+        "limits:ledgers 50 jobs, calls that fail: jobs without exactly one result",
+        "limits:ledgers 50 jobs, calls that fail: calls seen that the job's ledger does not tell",
+        "limits:sizes 60,000 tokens/min: 1 jobs with answers of 2,000 tokens: not answered",
+        "limits:sizes 60,000 tokens/min: 1 jobs with prompts of 480,000 characters: not failed as too_large",
+        "limits:sizes 60,000 tokens/min: 1 jobs with prompts of 480,000 characters: calls made",
+    ):
+        assert told[what]["value"] == 0
+        assert told[what]["reached"] is True
+    attempts = told["limits:ledgers 50 jobs, calls that fail: attempts recorded"]
+    generations = told["limits:ledgers 50 jobs, calls that fail: generations started"]
+    assert 50 < attempts["beside"] <= attempts["value"]
+    assert 0 < generations["value"] < generations["beside"] == attempts["beside"]
+
+
+@pytest.fixture
+def part(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A module of `scripts/benchmarks/limits`, which stands in no package that is installed."""
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "benchmarks")
+    return lambda name: importlib.import_module(f"limits.{name}")
+
+
+@pytest.mark.parametrize(
+    ("gap", "seconds"), [(0.1, 0.0), (0.05, 6.0), (None, 6.0)], ids=["as it should be", "twice as fast", "not at all"]
+)
+def test_a_steady_rate_follows_at_once_or_never(part: Callable[[str], Any], gap: float | None, seconds: float) -> None:
+    """Ten starts a second were asked for, for six seconds."""
+    following = part("following")
+    starts = [number * gap for number in range(1_000)] if gap else []
+    assert following.followed_after(following.Phase("", 10, 20.0, 26.0), starts) == pytest.approx(seconds, abs=0.03)
+
+
+def test_a_rate_that_changes_late_follows_late(part: Callable[[str], Any]) -> None:
+    """Twenty starts a second, and ten from 1.5 s after the change on: a second that begins before holds too many."""
+    following = part("following")
+    starts = [20 + number * 0.05 for number in range(30)] + [21.5 + number * 0.1 for number in range(100)]
+    found = following.followed_after(following.Phase("", 10, 20.0, 26.0), starts)
+    assert 1.1 < found < 1.5  # three too many are allowed
+
+
+def test_a_pause_is_followed_from_the_last_start_on(part: Callable[[str], Any]) -> None:
+    """Starts before and after the pause do not count."""
+    following = part("following")
+    pause = following.Phase("", 0, 20.0, 26.0)
+    assert following.followed_after(pause, [19.5, 20.25, 26.5]) == pytest.approx(0.25)
+    assert following.followed_after(pause, [19.5, 26.5]) == 0
+    assert following.followed_after(pause, []) == 0
+
+
+@pytest.mark.parametrize(("starts", "taken"), [([], 0), ([1.1], 0), ([1.1, 1.2], 1)])
+def test_slots_that_were_free_before_may_be_taken(part: Callable[[str], Any], starts: list[float], taken: int) -> None:
+    """Nine of ten slots are busy when a job is accepted: one call of others may start before its own, but no second."""
+    sharing = part("sharing")
+
+    def call(name: str, started: float, ended: float | None = None) -> Any:
+        return SimpleNamespace(prompt=f"#{name} 0: ...", started_at=started, ended_at=ended)
+
+    calls = [call("low", 0.5) for _ in range(9)] + [call("low", 0.1, 0.9)] + [call("low", at) for at in starts]
+    assert sharing._taken({0: 1.0}, [*calls, call("high", 1.5)], "high") == ([taken], [pytest.approx(500)])

@@ -14,6 +14,7 @@ import machine
 from calling import calls
 from enqueueing import enqueue
 from figures import Figure
+from limits import PARTS
 from plan import FULL, QUICK
 from reaction import idle, pickup, recover
 from report import Report
@@ -25,7 +26,7 @@ from throughput import drain, latency, million
 
 MEASURES: dict[str, Callable[[Rig], list[Figure]]] = {
     measure.__name__: measure for measure in (drain, calls, enqueue, pickup, scale, idle, recover, million, latency)
-}
+} | PARTS
 STEPS, SLOW = "steps", "slow"
 WIDTH = 160
 """Of the table where there is no terminal."""
@@ -36,9 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     """Returns the exit code."""
     parser = _parser()
     told = parser.parse_args(arguments)
-    if unknown := set(told.measures).difference(NAMES):
+    if unknown := set(told.measures).difference(NAMES, map(_whole, NAMES)):
         parser.error(f"no such measure: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    chosen = [name for name in NAMES if name in told.measures] or list(NAMES)
+    chosen = [name for name in NAMES if {name, _whole(name)}.intersection(told.measures)] or list(NAMES)
     if told.publish and (told.quick or chosen != list(NAMES)):
         parser.error("only a full run is published: leave out the measures and --quick")
     if chosen == [SLOW]:
@@ -75,9 +76,15 @@ def run(chosen: Sequence[str], rig: Rig, progress: Console) -> Report:
     return Report(taken_at, where, versions, rig.plan, figures, steps(rig) if STEPS in chosen else (), rig.raw)
 
 
+def _whole(name: str) -> str:
+    """`limits` for `limits:requests`; itself for a measure without parts."""
+    return name.partition(":")[0]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./scripts/bench", description="Measures speed; docs/benchmarks.md says how.")
-    parser.add_argument("measures", nargs="*", metavar="MEASURE", help=f"all of: {', '.join(NAMES)}")
+    which = f"all of: {', '.join(NAMES)}; `limits` means all its parts"
+    parser.add_argument("measures", nargs="*", metavar="MEASURE", help=which)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file, raw samples included")
     parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md; of a full run alone")
     parser.add_argument("--quick", action="store_true", help="small sizes: whether it runs, not how fast")

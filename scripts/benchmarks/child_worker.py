@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
 import pydantic_core
 from arq.connections import RedisSettings, create_pool
@@ -20,6 +20,9 @@ from promptq.worker.process import build_provider
 from promptq.worker.providers.base import Answer
 from promptq.worker.providers.echo import EchoProvider
 from promptq.worker.settings import Settings
+
+MOST_TRIES = 1_000
+"""Of plain arq, whose jobs would otherwise fail for good at the fifth 429."""
 
 Main = Callable[[], Awaitable[None]]
 
@@ -71,18 +74,23 @@ async def promptq_worker(told: dict[str, Any]) -> AsyncIterator[Main]:
 
 @contextlib.asynccontextmanager
 async def arq_worker(told: dict[str, Any]) -> AsyncIterator[Main]:
-    """Plain arq as installed, with JSON instead of pickle; its coroutine returns its prompt."""
+    """Plain arq as installed, with JSON instead of pickle; its coroutine returns its prompt, or calls the `host`."""
 
-    async def sample_prompt(_: dict[Any, Any], prompt: str, **__: Any) -> str:
+    async def echo(_: dict[Any, Any], prompt: str, **__: Any) -> str:
         if told.get("stamps"):
             stamp(prompt)
         if told.get("latency"):
             await asyncio.sleep(told["latency"])
         return prompt
 
+    sample_prompt: Any = echo
+    if "host" in told:
+        import arq_calling  # noqa: PLC0415 - loads the SDK, which no other measure of arq needs
+
+        sample_prompt = arq_calling.caller(told["host"])
     pool = await create_pool(RedisSettings.from_dsn(told["url"]))
     worker = Worker(
-        functions=[func(cast(Any, sample_prompt), name="sample_prompt")],
+        functions=[func(sample_prompt, name="sample_prompt", max_tries=MOST_TRIES)],
         redis_pool=pool,
         max_jobs=told["max_jobs"],
         poll_delay=told["poll_delay"],

@@ -30,6 +30,22 @@ class Plan:
     step_jobs: int = 5_000
     step_batch: int = 50
     """Jobs in one claim and in one settlement: what a worker with a hundred slots asks for."""
+    limits_workers: int = 4
+    limits_slots: int = 20
+    limits_settle: float = 5.0
+    """From the first call to the window in which a limit's use is counted, where the limit is configured."""
+    limits_learning: float = 20.0
+    """The same where 429s have to teach it."""
+    limits_window: float = 60.0
+    limits_phase: float = 6.0
+    """From one change of a limit to the next."""
+    limits_singles: int = 300
+    limits_crowd: int = 50_000
+    limits_low: int = 100_000
+    limits_own: int = 10_000
+    limits_tries: int = 20
+    limits_lossy: int = 2_000
+    limits_bigs: int = 5
     job_timeout: float = 3600.0
     arq_poll_delay: float = 0.01
 
@@ -48,5 +64,7 @@ FULL = Plan()
 QUICK = Plan(
     rounds=1, drain_jobs=300, calls=100, bulk_jobs=300, single_jobs=30, pickups=10, slow_pickups=2, scale_workers=2,
     scale_slots=5, scale_latency=0.3, scale_batches=3, arq_scale_batches=1, idle_window=2.0, idle_settle=1.0,
-    million_jobs=1_000, step_jobs=200,
+    million_jobs=1_000, step_jobs=200, limits_workers=2, limits_settle=1.0, limits_learning=1.0, limits_window=2.0,
+    limits_phase=1.5, limits_singles=10, limits_crowd=100, limits_low=100, limits_own=100, limits_tries=1,
+    limits_lossy=50, limits_bigs=1,
 )  # fmt: skip

@@ -91,8 +91,9 @@ class Report:
 
 _HOW = """\
 ```console
-$ ./scripts/bench                    # everything, about a quarter of an hour
+$ ./scripts/bench                    # everything, about 25 minutes
 $ ./scripts/bench drain calls        # some of it
+$ ./scripts/bench limits             # limits, seven or eight minutes of it; limits:requests is a part
 $ ./scripts/bench --quick            # small sizes: whether it runs, not how fast
 $ ./scripts/bench --json bench.json  # with every sample
 ```
@@ -116,6 +117,22 @@ every result, which is checked, are outside the clock. The log level is `warning
 - `million`: how fast the first jobs leave a very long queue, beside the whole of a short one.
 - `latency`: a proxy that holds every byte back for so long, each way, without making one wait for another; the target
   is that of a millisecond a round trip.
+- `limits`: four workers of twenty slots with the real SDK, and the simulator in a process of its own, which refuses
+  what is over its limits (1,200 requests and 300,000 tokens a minute, smoothly, with a burst of one second) and counts
+  by itself, second by second: every figure is made of what it saw. Its answers take a lognormal second.
+  - `requests`, `tokens`: a deep backlog, limits configured as they are. One of them is the tighter one: for `tokens`
+    answers are long, though much shorter than their `max_tokens`. The window begins five seconds after the first call.
+  - `learned`: the same with nothing configured, and plain arq with the same processes and slots, whose jobs `Retry`
+    after 1 s, 2 s, 4 s and so on up to a minute, with jitter.
+  - `changes`: 50 calls a second, then 25, 100, paused, resumed, six seconds each. From before the call that changes it
+    to the moment from which on every second, wherever it begins, holds as many starts as it should, give or take a
+    tenth and two; for a pause, to the last start.
+  - `neighbour`: from before `enqueue` to the start of the call as the simulator sees it; there are free slots.
+  - `tenant`: one worker of ten slots, jobs of 0.1 s; from before `enqueue_many` to the last result.
+  - `priority`, `retry`: one worker of ten slots, all of them taken. Slots that were free when the job was accepted, or
+    when its backoff was over, may be others'; one that became free later must not.
+  - `ledgers`: the simulator's journal beside the attempts in the results, job by job.
+  - `sizes`: the burst of the limit is 200 tokens.
 - `slow`: the longest script of ours in all of Redis' slow logs (from 1 ms on). Redis counts what it waits for the
   processor, too; so calls as long as promptq ever makes them (100 jobs, 150 to enqueue) are repeated by themselves."""
 
