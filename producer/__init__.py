@@ -6,6 +6,7 @@ from promptq.producer.errors import (
     IdConflict,
     InvalidJob,
     InvalidPayload,
+    InvalidSetting,
     JobCancelled,
     JobExpired,
     JobFailed,
@@ -18,15 +19,19 @@ from promptq.producer.errors import (
 )
 from promptq.producer.groups import Group
 from promptq.producer.models import (
+    AccountPause,
     Attempt,
     GroupCounts,
     JobError,
     JobResult,
     JobStatus,
     LaneStats,
+    Limits,
     Message,
+    ModelLimits,
     PromptJob,
     QueueStats,
+    TenantStats,
     ToolCall,
     Usage,
 )
@@ -34,6 +39,7 @@ from promptq.producer.queue import JobHandle, PromptQueue
 from promptq.producer.settings import ProducerSettings
 
 __all__ = [
+    "AccountPause",
     "Attempt",
     "ErrorCode",
     "Group",
@@ -42,6 +48,7 @@ __all__ = [
     "IdConflict",
     "InvalidJob",
     "InvalidPayload",
+    "InvalidSetting",
     "JobCancelled",
     "JobError",
     "JobExpired",
@@ -51,7 +58,9 @@ __all__ = [
     "JobResult",
     "JobStatus",
     "LaneStats",
+    "Limits",
     "Message",
+    "ModelLimits",
     "PayloadTooLarge",
     "ProducerSettings",
     "PromptJob",
@@ -60,6 +69,7 @@ __all__ = [
     "QueueFull",
     "QueueStats",
     "QueueUnavailable",
+    "TenantStats",
     "ToolCall",
     "Usage",
     "WaitTimeout",

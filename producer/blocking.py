@@ -15,8 +15,16 @@ from typing import Any, Self
 from promptq.producer import loop_thread, queue
 from promptq.producer.bridge import Bridge
 from promptq.producer.entries import Prompt, chunks_of
-from promptq.producer.errors import PromptqError
-from promptq.producer.models import GroupCounts, JobResult, JobStatus, PromptJob, QueueStats
+from promptq.producer.errors import ErrorCode, PromptqError
+from promptq.producer.models import (
+    GroupCounts,
+    JobResult,
+    JobStatus,
+    ModelLimits,
+    PromptJob,
+    QueueStats,
+    TenantStats,
+)
 from promptq.producer.records import Entry
 from promptq.producer.settings import ProducerSettings
 
@@ -120,7 +128,8 @@ class PromptQueue:
         `params` are the other fields of PromptJob: `model`, `max_tokens`, `temperature`, `timeout`, ...
         The same id with the same request gives `created=False` and the state that job is in; it never runs twice.
 
-        Raises InvalidJob (PayloadTooLarge), IdConflict, QueueFull, QueueUnavailable; TypeError for a job with params.
+        Raises InvalidJob (PayloadTooLarge), IdConflict, QueueUnavailable; QueueFull if its lane is, or its tenant has
+        as many jobs waiting as it may; TypeError for a job with params.
         """
         return self._own(
             self._bridge.call(
@@ -200,6 +209,56 @@ class PromptQueue:
     def stats(self) -> QueueStats:
         """What waits and runs, by lane."""
         return self._bridge.call(lambda client: client.stats())
+
+    def failed(
+        self, *, code: ErrorCode | str | None = None, model: str | None = None
+    ) -> Generator[JobResult, None, None]:
+        """Results of the jobs that have failed and are still kept, oldest first; with that error, of that model.
+
+        They may be requeued meanwhile: none is left out, and none comes twice. Raises ValueError for an unknown code.
+        """
+        return self._bridge.iterate(lambda client: client.failed(code=code, model=model))
+
+    def requeue(self, *ids: str) -> tuple[str, ...]:
+        """Run failed jobs again, with all their attempts anew; those that were made stay on their results.
+
+        Returns the ids of those that run again: none of a job that has not failed, or whose prompt is gone.
+        Raises JobNotFound for an unknown id when all others are requeued; `error.accepted` has these.
+        """
+        return self._bridge.call(lambda client: client.requeue(*ids))
+
+    def set_limits(
+        self, model: str, *, rpm: int | None = None, tpm: int | None = None, in_flight: int | None = None
+    ) -> None:
+        """Limit a model for all workers: requests and tokens a minute, calls at once. What is left out has no limit.
+
+        It counts from now on, for what waits already, too. Raises InvalidSetting.
+        """
+        self._bridge.call(lambda client: client.set_limits(model, rpm=rpm, tpm=tpm, in_flight=in_flight))
+
+    def limits(self) -> tuple[ModelLimits, ...]:
+        """The models that have limits or jobs, or were used in the last day: what they may use, and what they do."""
+        return self._bridge.call(lambda client: client.limits())
+
+    def pause(self, model: str) -> None:
+        """Start no job of a model until `resume`; calls under way go on. Raises InvalidSetting."""
+        self._bridge.call(lambda client: client.pause(model))
+
+    def resume(self, model: str) -> None:
+        """End the pause of a model: that of `pause`, and one that the provider caused. Raises InvalidSetting."""
+        self._bridge.call(lambda client: client.resume(model))
+
+    def set_tenant(self, name: str, *, weight: int | None = None, max_queued: int | None = None) -> None:
+        """Give a tenant `weight` turns, 1 to 100, for one of others, and let so many of its jobs wait at most.
+
+        What is left out is as for any tenant: one turn, and any number. Both count for jobs that are enqueued from now
+        on; one too many raises QueueFull. Raises InvalidSetting.
+        """
+        self._bridge.call(lambda client: client.set_tenant(name, weight=weight, max_queued=max_queued))
+
+    def tenants(self) -> tuple[TenantStats, ...]:
+        """The tenants whose jobs wait, and those that have a weight or a cap."""
+        return self._bridge.call(lambda client: client.tenants())
 
     def _own(self, handle: queue.JobHandle) -> JobHandle:
         return JobHandle(handle.id, handle.created, handle.status, handle.queue_name, self)

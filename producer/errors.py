@@ -4,7 +4,8 @@ PromptqError
 ├── InvalidJob (ValueError)         the job itself is wrong; `.field` names what
 │   └── PayloadTooLarge             more bytes than PROMPTQ_MAX_PAYLOAD
 ├── IdConflict                      the id belongs to another request
-├── QueueFull                       the lane holds PROMPTQ_MAX_QUEUED jobs, or Redis is out of memory
+├── QueueFull                       PROMPTQ_MAX_QUEUED jobs in the lane, a tenant at its cap, or Redis out of memory
+├── InvalidSetting (ValueError)     a limit, a weight or a cap that cannot be; `.field` names it
 ├── QueueUnavailable                no answer from Redis within PROMPTQ_REDIS_TIMEOUT
 ├── JobNotFound (LookupError)       unknown id, or its result's time is over
 ├── GroupNotFound (LookupError)     nobody enqueued into it, or its results' time is over
@@ -72,7 +73,19 @@ class IdConflict(PromptqError):
 
 
 class QueueFull(PromptqError):
-    """No room for the call's new jobs; enqueue them again when some have run."""
+    """No room for the call's new jobs; enqueue them again when some have run.
+
+    Their lane is full (`PROMPTQ_MAX_QUEUED`), so many jobs of their tenant wait as may (`max_queued` of
+    `PromptQueue.set_tenant`), or Redis is out of memory. Nothing of the call was written.
+    """
+
+
+class InvalidSetting(PromptqError, ValueError):
+    """A model's limit, or a tenant's weight or cap, that cannot be. Nothing was changed."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field, self.reason = field, reason
 
 
 class QueueUnavailable(PromptqError):

@@ -293,11 +293,58 @@ class Limits(_Frozen):
     """Calls at once."""
 
 
+LimitName = Literal["rpm", "tpm", "in_flight"]
+
+
+class ModelLimits(_Read):
+    """The limits of one model, and what the whole fleet uses of them."""
+
+    model: str
+    limits: Limits = Limits()
+    requests: float = 0.0
+    """Started a minute, by the last ten seconds."""
+    tokens: float = 0.0
+    """Used a minute, by the last ten seconds."""
+    in_flight: int = 0
+    """Calls under way."""
+    rpm_now: float | None = None
+    """Requests a minute that may start now: the limit, or less since the provider said 429. None: any number."""
+    tpm_now: float | None = None
+    """Tokens a minute, likewise."""
+    throttled_at: datetime | None = None
+    """When the provider last said 429."""
+    paused_by_operator: bool = False
+    """By `pause`, until `resume`."""
+    paused_until: datetime | None = None
+    pause_reason: ErrorCode | None = None
+
+
+class Tenant(_Frozen):
+    """How a tenant shares with others."""
+
+    name: Name
+    weight: int = Field(1, ge=1, le=100)
+    """Turns that it has for each of an ordinary tenant."""
+    max_queued: int | None = Field(None, ge=0)
+    """Jobs of it that may wait, queued or delayed. None: any number."""
+
+
+class TenantStats(_Read):
+    """A tenant, and how many of its jobs wait, queued or delayed."""
+
+    name: str
+    weight: int = 1
+    max_queued: int | None = None
+    waiting: int = 0
+
+
 class LaneStats(_Read):
     """What waits and runs in one lane. `running` counts the calls in flight of the lane's model.
 
     `stalled`: those of them whose lease ran out and that nobody has taken over. `waiting_since`: when the jobs that are
-    next in their bands were enqueued, the earliest of them.
+    next in their bands were enqueued, the earliest of them. `paused_until` may be past: then one job finds out whether
+    the pause may end. `limited_by`: the limit of which nothing is left just now, and `limited_to` how much of it there
+    is: requests or tokens a minute, or calls.
     """
 
     lane: str
@@ -308,8 +355,11 @@ class LaneStats(_Read):
     running: int
     stalled: int = 0
     waiting_since: datetime | None = None
+    paused_by_operator: bool = False
     paused_until: datetime | None = None
     pause_reason: ErrorCode | None = None
+    limited_by: LimitName | None = None
+    limited_to: float | None = None
 
     @property
     def queued(self) -> int:

@@ -15,16 +15,26 @@ from typing import Any, Generic, Self, TypeVar
 
 from redis.asyncio import Redis
 
-from promptq.producer import keys, reading, records, scripts
+from promptq.producer import failed, keys, limits, reading, records, scripts
 from promptq.producer.entries import Prompt, chunks_of, entry_of, job_of
-from promptq.producer.errors import IdConflict, JobNotFound, PromptqError, QueueFull, WaitTimeout
+from promptq.producer.errors import ErrorCode, IdConflict, JobNotFound, PromptqError, QueueFull, WaitTimeout
 from promptq.producer.groups import Group
 from promptq.producer.link import Link
-from promptq.producer.models import JobResult, JobStatus, PromptJob, QueueStats
+from promptq.producer.models import (
+    JobResult,
+    JobStatus,
+    Limits,
+    ModelLimits,
+    PromptJob,
+    QueueStats,
+    Tenant,
+    TenantStats,
+)
 from promptq.producer.settings import ProducerSettings
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
+T = TypeVar("T")
 QueueT = TypeVar("QueueT", bound="PromptQueue")
 
 
@@ -126,7 +136,8 @@ class PromptQueue:
         `params` are the other fields of PromptJob: `model`, `max_tokens`, `temperature`, `timeout`, ...
         The same id with the same request gives `created=False` and the state that job is in; it never runs twice.
 
-        Raises InvalidJob (PayloadTooLarge), IdConflict, QueueFull, QueueUnavailable; TypeError for a job with params.
+        Raises InvalidJob (PayloadTooLarge), IdConflict, QueueUnavailable; QueueFull if its lane is, or its tenant has
+        as many jobs waiting as it may; TypeError for a job with params.
         """
         if isinstance(prompt, PromptJob) and params:
             raise TypeError(f"a PromptJob carries its own parameters; leave out {', '.join(params)}")
@@ -192,8 +203,8 @@ class PromptQueue:
                 f"lane {reply.lane!r} holds {reply.queued} of {reply.most} jobs; enqueue when some have run"
             )
         if isinstance(reply, records.TenantFull):
-            what = f"{reply.waiting} of at most {reply.most} jobs of tenant {reply.tenant!r} wait"
-            raise QueueFull(f"{what}; enqueue when some have run, or raise its cap")
+            what = f"{reply.waiting} jobs of tenant {reply.tenant!r} wait, of {reply.most} that may"
+            raise QueueFull(f"{what}; enqueue when some have run, or raise its max_queued")
         handles = [
             JobHandle(entry.id, said.disposition == "created", said.status, keys.lane(said.lane), self)
             for entry, said in zip(entries, reply, strict=True)
@@ -266,6 +277,72 @@ class PromptQueue:
     async def stats(self) -> QueueStats:
         """What waits and runs, by lane."""
         return await self._link.call(lambda: reading.read_stats(self._link.redis))
+
+    async def failed(
+        self, *, code: ErrorCode | str | None = None, model: str | None = None
+    ) -> AsyncGenerator[JobResult, None]:
+        """Results of the jobs that have failed and are still kept, oldest first; with that error, of that model.
+
+        They may be requeued meanwhile: none is left out, and none comes twice. Raises ValueError for an unknown code.
+        """
+        results = failed.read(self._link, None if code is None else ErrorCode(code), model)
+        async with contextlib.aclosing(results):
+            async for result in results:
+                yield result
+
+    async def requeue(self, *ids: str) -> tuple[str, ...]:
+        """Run failed jobs again, with all their attempts anew; those that were made stay on their results.
+
+        Returns the ids of those that run again: none of a job that has not failed, or whose prompt is gone.
+        Raises JobNotFound for an unknown id when all others are requeued; `error.accepted` has these.
+        """
+        return await failed.requeue(self._link.redis, ids, self._change)
+
+    async def set_limits(
+        self, model: str, *, rpm: int | None = None, tpm: int | None = None, in_flight: int | None = None
+    ) -> None:
+        """Limit a model for all workers: requests and tokens a minute, calls at once. What is left out has no limit.
+
+        It counts from now on, for what waits already, too. Raises InvalidSetting.
+        """
+        name, chosen = limits.checked_model(model), limits.checked(Limits, rpm=rpm, tpm=tpm, in_flight=in_flight)
+        await self._change(lambda: scripts.set_limits(self._link.redis, name, chosen))
+
+    async def limits(self) -> tuple[ModelLimits, ...]:
+        """The models that have limits or jobs, or were used in the last day: what they may use, and what they do."""
+        return await self._link.call(lambda: limits.read_limits(self._link.redis))
+
+    async def pause(self, model: str) -> None:
+        """Start no job of a model until `resume`; calls under way go on. Raises InvalidSetting."""
+        name = limits.checked_model(model)
+        await self._link.call(lambda: scripts.pause(self._link.redis, name))
+
+    async def resume(self, model: str) -> None:
+        """End the pause of a model: that of `pause`, and one that the provider caused. Raises InvalidSetting."""
+        name = limits.checked_model(model)
+        await self._change(lambda: scripts.resume(self._link.redis, name))
+
+    async def set_tenant(self, name: str, *, weight: int | None = None, max_queued: int | None = None) -> None:
+        """Give a tenant `weight` turns, 1 to 100, for one of others, and let so many of its jobs wait at most.
+
+        What is left out is as for any tenant: one turn, and any number. Both count for jobs that are enqueued from now
+        on; one too many raises QueueFull. Raises InvalidSetting.
+        """
+        said = {"weight": weight, "max_queued": max_queued}
+        tenant = limits.checked(
+            Tenant, name=name, **{field: value for field, value in said.items() if value is not None}
+        )
+        await self._link.call(
+            lambda: scripts.set_tenant(self._link.redis, tenant.name, weight=weight, max_queued=max_queued)
+        )
+
+    async def tenants(self) -> tuple[TenantStats, ...]:
+        """The tenants whose jobs wait, and those that have a weight or a cap."""
+        return await self._link.call(lambda: limits.read_tenants(self._link.redis))
+
+    async def _change(self, call: Callable[[], Awaitable[T]]) -> T:
+        """A call after which jobs may run that could not before."""
+        return await self._link.call(call)
 
 
 class _Jobs:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pydantic_core
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
-from promptq.producer import codec, keys
+from promptq.producer import codec, keys, meters
 from promptq.producer.errors import ErrorCode, GroupNotFound, InvalidPayload, JobNotFound
 from promptq.producer.models import (
     AccountPause,
@@ -26,7 +27,7 @@ from promptq.producer.models import (
 _ATTEMPT = b"attempt:"
 _RUNNABLE = [(band << 38, f"({(band + 1) << 38}") for band in Band]
 _NOT_BEFORE = 1 << 40
-_ROW = 8
+_ROW = 9
 _SEEN_WITHIN = 15_000
 """In ms: a worker claims or renews every five seconds at least."""
 
@@ -124,22 +125,31 @@ def _group_counts(name: str, counters: Mapping[bytes, bytes]) -> GroupCounts:
     return GroupCounts.model_validate({"name": name} | {field.decode(): value for field, value in counters.items()})
 
 
+async def read_clock(redis: Redis) -> int:
+    """The time of the scripts, in ms since 1970."""
+    seconds, microseconds = await redis.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def ask_meter(pipe: Pipeline, model: str) -> None:
+    """Three replies, as `meters.Meter` takes them."""
+    pipe.hmget(keys.meter(model), meters.FIELDS)
+    pipe.hmget(keys.LIMITS, [f"{model}:{name}" for name in meters.LIMITS])
+    pipe.zcard(keys.running(model))
+
+
 async def read_stats(redis: Redis) -> QueueStats:
     """Counts by lane; of the jobs only those that are next are looked at."""
-    async with redis.pipeline(transaction=True) as pipe:
-        pipe.zrange(keys.LANES, 0, -1)
-        pipe.time()
-        names, (seconds, _) = await pipe.execute()
-    lanes, now = sorted(name.decode() for name in names), seconds * 1000
+    now = await read_clock(redis)
+    lanes = sorted(name.decode() for name in await redis.zrange(keys.LANES, 0, -1))
     async with redis.pipeline(transaction=True) as pipe:
         pipe.zcount(keys.FAILED, now, "+inf")
         for lane in lanes:
             for low, high in _RUNNABLE:
                 pipe.zcount(keys.lane(lane), low, high)
             pipe.zcount(keys.lane(lane), _NOT_BEFORE, "+inf")
-            pipe.zcard(keys.running(lane))
             pipe.zcount(keys.running(lane), "-inf", now)
-            pipe.hmget(keys.meter(lane), ["until", "reason"])
+            ask_meter(pipe, lane)
             pipe.zinter([keys.lane(keys.INTAKE), keys.running(lane)])
         pipe.zcount(keys.WORKERS, now - _SEEN_WITHIN, "+inf")
         pipe.zrange(keys.WORKERS, 0, 0, desc=True, withscores=True)
@@ -147,7 +157,7 @@ async def read_stats(redis: Redis) -> QueueStats:
     rows = [replies[start : start + _ROW] for start in range(0, len(replies), _ROW)]
     adopted = {lane: len(row[-1]) for lane, row in zip(lanes, rows, strict=True)}
     since = await _waiting_since(redis, lanes)
-    stats = (_lane_stats(lane, row, adopted, since[lane]) for lane, row in zip(lanes, rows, strict=True))
+    stats = (_lane_stats(lane, row, adopted, since[lane], now) for lane, row in zip(lanes, rows, strict=True))
     return QueueStats(
         lanes=tuple(stats),
         paused_accounts=await read_accounts(redis),
@@ -191,19 +201,27 @@ async def _waiting_since(redis: Redis, lanes: Sequence[str]) -> dict[str, dateti
     }
 
 
-def _lane_stats(lane: str, row: Sequence[Any], adopted: Mapping[str, int], since: datetime | None) -> LaneStats:
+def _lane_stats(
+    lane: str, row: Sequence[Any], adopted: Mapping[str, int], since: datetime | None, now: int
+) -> LaneStats:
     """`adopted`: by model, the plain arq jobs that run; their leases stand in the intake lane."""
-    high, normal, low, later, running, stalled, (until, reason), _ = row
-    leased = sum(adopted.values()) if lane == keys.INTAKE else running - adopted[lane]
+    high, normal, low, later, stalled, *meter, _ = row
+    told = meters.Meter(now, *meter)
+    leased = sum(adopted.values()) if lane == keys.INTAKE else told.in_flight - adopted[lane]
+    until, reason = told.pause
+    held = told.held
     return LaneStats(
         lane=lane,
         high=high,
         normal=normal,
         low=low,
         delayed=later - leased,
-        running=running,
+        running=told.in_flight,
         stalled=stalled,
         waiting_since=since,
-        paused_until=from_ms(float(until)) if until else None,
-        pause_reason=ErrorCode(reason.decode()) if reason else None,
+        paused_by_operator=told.is_paused_by_operator,
+        paused_until=from_ms(until) if until else None,
+        pause_reason=reason,
+        limited_by=held and held.by,
+        limited_to=held and held.at,
     )

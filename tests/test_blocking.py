@@ -25,6 +25,7 @@ from promptq.producer import (
     JobStatus,
     ProducerSettings,
     PromptJob,
+    QueueFull,
     QueueUnavailable,
     WaitTimeout,
 )
@@ -226,6 +227,26 @@ def methods(of: type) -> dict[str, Any]:
     return {name: found[name] for name in found if not name.startswith("_") or (name in dunders and name in vars(of))}
 
 
+@pytest.mark.usefixtures("worker")
+def test_what_an_operator_does(queue: PromptQueue) -> None:
+    """Failed jobs, limits, pauses and tenants: as with the async client."""
+    queue.pause("grok-4")
+    queue.set_limits("grok-4", in_flight=7)
+    queue.set_tenant("acme", max_queued=1)
+    job = queue.enqueue("fail", tenant="acme")
+    with pytest.raises(QueueFull, match="'acme'"):
+        queue.enqueue("more", tenant="acme")
+    [model], [tenant] = queue.limits(), queue.tenants()
+    assert (model.limits.in_flight, model.paused_by_operator) == (7, True)
+    assert (tenant.name, tenant.max_queued, tenant.waiting) == ("acme", 1, 1)
+    queue.resume("grok-4")
+    queue.wait(job.id, SOON)
+    assert [result.id for result in queue.failed(code="moderated", model="grok-4")] == [job.id]
+    assert list(queue.failed(code="timeout")) == []
+    assert queue.requeue(job.id) == (job.id,)
+    assert len(queue.wait(job.id, SOON).attempts) == 2
+
+
 @pytest.mark.parametrize(
     ("blocks", "awaits"),
     [(PromptQueue, AsyncPromptQueue), (JobHandle, AsyncJobHandle), (Group, AsyncGroup)],
@@ -398,6 +419,14 @@ IN_A_LOOP: dict[str, Callable[[PromptQueue], object]] = {
     "cancel": lambda queue: queue.cancel("job"),
     "group": lambda queue: queue.group("run").counts(),
     "stats": lambda queue: queue.stats(),
+    "failed": lambda queue: next(queue.failed()),
+    "requeue": lambda queue: queue.requeue("job"),
+    "set_limits": lambda queue: queue.set_limits("grok-4", rpm=1),
+    "limits": lambda queue: queue.limits(),
+    "pause": lambda queue: queue.pause("grok-4"),
+    "resume": lambda queue: queue.resume("grok-4"),
+    "set_tenant": lambda queue: queue.set_tenant("acme", weight=2),
+    "tenants": lambda queue: queue.tenants(),
     "close": lambda queue: queue.close(),
 }
 

@@ -15,12 +15,14 @@ from promptq.producer import (
     GroupNotFound,
     IdConflict,
     InvalidJob,
+    InvalidSetting,
     JobCancelled,
     JobExpired,
     JobFailed,
     JobHandle,
     JobNotFound,
     JobStatus,
+    Limits,
     Message,
     PayloadTooLarge,
     ProducerSettings,
@@ -445,6 +447,199 @@ async def test_a_group_is_cancelled(stage: Stage) -> None:
         ended = [result.status async for result in group.results(timeout=SOON)]
     assert ended == [JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.CANCELLED]
     assert await group.counts() == GroupCounts(name="run", succeeded=1, cancelled=2)
+
+
+async def test_calls_in_flight_are_limited(stage: Stage) -> None:
+    """By a limit that is set while jobs wait; the end of a call makes room, and so does a higher limit."""
+    await stage.queue.set_limits("grok-test", in_flight=1)
+    jobs = await stage.queue.enqueue_many(["hang 1", "hang 2", "hang 3"])
+    async with stage.working():
+        await reach(stage, jobs[0], JobStatus.RUNNING)
+        assert [await stage.queue.status(job.id) for job in jobs[1:]] == [JobStatus.QUEUED] * 2
+        [lane] = (await stage.queue.stats()).lanes
+        assert (lane.running, lane.queued, lane.limited_by, lane.limited_to) == (1, 2, "in_flight", 1)
+        await stage.queue.set_limits("grok-test", rpm=600, in_flight=2)
+        [model] = await stage.queue.limits()
+        assert (model.model, model.limits) == ("grok-test", Limits(rpm=600, in_flight=2))
+        await reach(stage, jobs[1], JobStatus.RUNNING)
+        await stage.queue.set_limits("grok-test")
+        await reach(stage, jobs[2], JobStatus.RUNNING)
+        await stage.finish()
+        await asyncio.gather(*(job.wait(timeout=SOON) for job in jobs))
+    [model] = await stage.queue.limits()
+    assert (model.limits, model.in_flight) == (Limits(), 0)
+    assert model.requests > 0
+    assert model.tokens > 0
+
+
+async def test_a_limit_makes_jobs_wait(stage: Stage) -> None:
+    """Two a second, of which 200 ms may be saved up: three take 0.8 s, and the queue says why."""
+    await stage.queue.set_limits("grok-test", rpm=120)
+    jobs = await stage.queue.enqueue_many(["1", "2", "3"])
+    async with stage.working():
+        first = await jobs[0].wait(timeout=SOON)
+        [lane] = (await stage.queue.stats()).lanes
+        assert (lane.limited_by, lane.limited_to) == ("rpm", 120)
+        last = await jobs[2].wait(timeout=SOON)
+    assert first.started_at is not None
+    assert last.started_at is not None
+    assert timedelta(seconds=0.7) <= last.started_at - first.started_at <= timedelta(seconds=3)
+    await stage.queue.set_limits("grok-test")
+
+
+async def test_an_operator_pauses_a_model(stage: Stage) -> None:
+    """Its jobs wait until it is resumed; a call under way goes on, and so do other models."""
+    async with stage.working():
+        running = await stage.queue.enqueue("hang")
+        await reach(stage, running, JobStatus.RUNNING)
+        await stage.queue.pause("grok-test")
+        waiting = await stage.queue.enqueue("Hello")
+        await (await stage.queue.enqueue("Hello", model="another")).wait(timeout=SOON)
+        await stage.finish()
+        await running.wait(timeout=SOON)
+        assert await stage.queue.status(waiting.id) is JobStatus.QUEUED
+        [lane] = (await stage.queue.stats()).lanes
+        assert (lane.lane, lane.paused_by_operator, lane.paused_until) == ("grok-test", True, None)
+        assert [each.paused_by_operator for each in await stage.queue.limits()] == [False, True]
+        await stage.queue.resume("grok-test")
+        assert (await waiting.wait(timeout=SOON)).status is JobStatus.SUCCEEDED
+    assert not any(each.paused_by_operator for each in await stage.queue.limits())
+
+
+async def test_a_tenant_has_more_turns(stage: Stage) -> None:
+    """Three for one of others; and then like any other again."""
+    await stage.queue.set_tenant("acme", weight=3)
+    jobs = await stage.queue.enqueue_many([f"acme {number}" for number in range(6)], tenant="acme")
+    jobs += await stage.queue.enqueue_many(["small 0", "small 1"], tenant="small")
+    acme, small = await stage.queue.tenants()
+    assert (acme.name, acme.weight, acme.max_queued, acme.waiting) == ("acme", 3, None, 6)
+    assert (small.name, small.weight, small.max_queued, small.waiting) == ("small", 1, None, 2)
+    async with stage.working(slots=1):
+        await asyncio.gather(*(job.wait(timeout=SOON) for job in jobs))
+    assert [stage.started.index(f"small {number}") for number in range(2)] == [1, 5]
+    assert [(each.name, each.waiting) for each in await stage.queue.tenants()] == [("acme", 0)]
+    await stage.queue.set_tenant("acme")
+    assert await stage.queue.tenants() == ()
+
+
+async def test_a_tenant_at_its_cap_is_refused(stage: Stage) -> None:
+    """QueueFull, and nothing of the call is written; delayed jobs count, running ones do not, nor those of others."""
+    await stage.queue.set_tenant("acme", max_queued=3)
+    jobs = [await stage.queue.enqueue("Hello", tenant="acme", delay=0.3)]
+    jobs += await stage.queue.enqueue_many(["1", "2"], tenant="acme", model="another")
+    with pytest.raises(QueueFull, match=r"3 jobs of tenant 'acme' wait, of 3 that may.*raise its max_queued"):
+        await stage.queue.enqueue("more", tenant="acme", id="more")
+    with pytest.raises(JobNotFound):
+        await stage.queue.status("more")
+    jobs.append(await stage.queue.enqueue("Hello", tenant="else"))
+    async with stage.working():
+        await asyncio.gather(*(job.wait(timeout=SOON) for job in jobs))
+        hanging = await stage.queue.enqueue_many(["hang 1", "hang 2", "hang 3"], tenant="acme")
+        for job in hanging:
+            await reach(stage, job, JobStatus.RUNNING)
+        assert (await (await stage.queue.enqueue("more", tenant="acme")).wait(timeout=SOON)).content == "more"
+        await stage.finish()
+        await asyncio.gather(*(job.wait(timeout=SOON) for job in hanging))
+    await stage.queue.set_tenant("acme")
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda queue: queue.set_limits("grok-test", rpm=0), "rpm"),
+        (lambda queue: queue.set_limits("grok-test", tpm=1.5), "tpm"),
+        (lambda queue: queue.set_limits("", in_flight=1), "model"),
+        (lambda queue: queue.set_limits("promptq", in_flight=1), "model"),
+        (lambda queue: queue.pause(" "), "model"),
+        (lambda queue: queue.resume("a\nb"), "model"),
+        (lambda queue: queue.set_tenant("acme", weight=0), "weight"),
+        (lambda queue: queue.set_tenant("acme", weight=101), "weight"),
+        (lambda queue: queue.set_tenant("acme", max_queued=-1), "max_queued"),
+        (lambda queue: queue.set_tenant("", weight=1), "name"),
+    ],
+)
+async def test_what_cannot_be_set_is_refused(stage: Stage, call: Any, field: str) -> None:
+    """InvalidSetting, a ValueError, names the field; nothing is written."""
+    with pytest.raises(InvalidSetting) as caught:
+        await call(stage.queue)
+    assert isinstance(caught.value, ValueError)
+    assert (caught.value.field, str(caught.value)) == (field, f"{field}: {caught.value.reason}")
+    assert (await stage.queue.limits(), await stage.queue.tenants()) == ((), ())
+
+
+async def read_failed(stage: Stage, **wanted: Any) -> list[str]:
+    """The ids of failed jobs."""
+    return [result.id async for result in stage.queue.failed(**wanted)]
+
+
+async def test_failed_jobs_are_listed(stage: Stage) -> None:
+    """Oldest first, by error and by model, with their results; not those that ended otherwise."""
+    await run(stage, {"prompt": "fail moderated", "id": "1"}, {"prompt": "Hello", "id": "2"})
+    await run(stage, {"prompt": "fail context_length", "id": "3"})
+    await run(stage, {"prompt": "fail moderated", "id": "4", "model": "another"})
+    first, *_ = [result async for result in stage.queue.failed()]
+    assert first == await stage.queue.result("1")
+    assert await read_failed(stage) == ["1", "3", "4"]
+    assert await read_failed(stage, code="moderated") == ["1", "4"]
+    assert await read_failed(stage, model="grok-test") == ["1", "3"]
+    assert await read_failed(stage, code=ErrorCode.MODERATED, model="grok-test") == ["1"]
+    assert await read_failed(stage, code=ErrorCode.STALLED) == []
+    with pytest.raises(ValueError, match="'nonsense'"):
+        await read_failed(stage, code="nonsense")
+
+
+async def test_a_failed_job_is_requeued(stage: Stage) -> None:
+    """It runs again and is waited for again; its result has the attempts of both, and its group counts it once."""
+    [job] = await run(stage, "fail moderated", group="run", metadata={"user": "7"})
+    before = await job.wait(timeout=SOON)
+    assert await stage.queue.requeue(job.id) == (job.id,)
+    assert await stage.queue.status(job.id) is JobStatus.QUEUED
+    assert await stage.queue.result(job.id) is None
+    assert await read_failed(stage) == []
+    group = stage.queue.group("run")
+    assert await group.counts() == GroupCounts(name="run", queued=1)
+    async with stage.working():
+        after = await job.wait(timeout=SOON)
+        assert [result async for result in group.results(timeout=SOON)] == [after]
+    assert (after.status, after.metadata, after.group) == (JobStatus.FAILED, {"user": "7"}, "run")
+    assert after.attempts[:1] == before.attempts
+    assert [attempt.code for attempt in after.attempts] == [ErrorCode.MODERATED] * 2
+    assert await group.counts() == GroupCounts(name="run", failed=1)
+    assert await read_failed(stage) == [job.id]
+    assert stage.started == ["fail moderated"] * 2
+
+
+async def test_only_failed_jobs_are_requeued(stage: Stage) -> None:
+    """Others stay as they are; an unknown id is said when all others are requeued."""
+    failed, ended = await run(stage, "fail moderated", "Hello")
+    waiting = await stage.queue.enqueue("Hello")
+    assert await stage.queue.requeue() == ()
+    assert await stage.queue.requeue(ended.id, waiting.id) == ()
+    assert await stage.queue.status(ended.id) is JobStatus.SUCCEEDED
+    with pytest.raises(JobNotFound, match="'nobody'") as caught:
+        await stage.queue.requeue("nobody", ended.id, failed.id, "else")
+    assert (caught.value.id, caught.value.accepted) == ("nobody", (failed.id,))
+    async with stage.working():
+        await asyncio.gather(*(job.wait(timeout=SOON) for job in (failed, waiting)))
+    assert stage.started.count("fail moderated") == 2
+    assert stage.started.count("Hello") == 2
+
+
+async def test_many_are_requeued_while_they_are_listed(stage: Stage) -> None:
+    """None is left out, and none comes twice, even if it fails again at once."""
+    jobs = await stage.queue.enqueue_many(["fail moderated"] * 230)
+    ids = {job.id for job in jobs}
+    async with stage.working(slots=100):
+        async for _ in stage.queue.as_completed(ids, timeout=4 * SOON):
+            pass
+        seen = list[str]()
+        async for result in stage.queue.failed():
+            seen.append(result.id)
+            assert await stage.queue.requeue(result.id) == (result.id,)
+            await stage.queue.wait(result.id, timeout=SOON)
+    assert len(seen) == len(ids)
+    assert set(seen) == ids
+    assert len(stage.started) == 2 * len(ids)
 
 
 async def test_a_closed_queue_says_so(stage: Stage) -> None:

@@ -597,3 +597,45 @@ def test_without_its_extra_it_says_what_to_install(missing: str) -> None:
     last = "ImportError: promptq.producer.testing needs fakeredis: pip install 'promptq[testing]'"
     assert done.stderr.splitlines()[-1] == last
     assert "During handling" not in done.stderr
+
+
+async def test_failures_are_answers_however_many(queue: MemoryQueue) -> None:
+    """What pauses a real model, outage upon outage, is here what the test said: each job fails."""
+    queue.answer_with(ErrorCode.UNAVAILABLE)
+    jobs = await queue.enqueue_many(["Hello"] * 25)
+    assert {await queue.status(job.id) for job in jobs} == {JobStatus.FAILED}
+    queue.answer_with("again")
+    assert len(await queue.requeue(*(job.id for job in jobs))) == 25
+    assert {await queue.status(job.id) for job in jobs} == {JobStatus.SUCCEEDED}
+    assert len(queue.enqueued) == 25
+
+
+async def test_limits_go_by_the_time_of_the_queue(queue: MemoryQueue) -> None:
+    """One a minute is one for every minute that passes by hand."""
+    await queue.set_limits("grok-4", rpm=1)
+    await queue.enqueue_many(["Hello"] * 3)
+    for ended in (1, 2, 3):
+        [model] = await queue.limits()
+        assert model.limits.rpm == 1
+        assert sum(lane.queued for lane in (await queue.stats()).lanes) == 3 - ended
+        await queue.advance(61)
+    queue.answer_with(ErrorCode.MODERATED)
+    job = await queue.enqueue("Hello")
+    assert [result.id async for result in queue.failed()] == [job.id]
+
+
+async def test_what_waits_runs_when_its_model_may(queue: MemoryQueue) -> None:
+    """Before the call returns that says so: resume, a limit taken away, an answer that leaves its place."""
+    await queue.pause("grok-4")
+    paused = await queue.enqueue("Hello")
+    assert await queue.status(paused.id) is JobStatus.QUEUED
+    await queue.resume("grok-4")
+    assert await queue.status(paused.id) is JobStatus.SUCCEEDED
+
+    await queue.set_limits("grok-4", in_flight=1)
+    queue.answer_with([NO_ANSWER, NO_ANSWER, "last"])
+    first, second, third = await queue.enqueue_many(["Hello"] * 3)
+    await queue.answer(first.id, "done")
+    assert await queue.status(second.id) is JobStatus.RUNNING
+    await queue.set_limits("grok-4")
+    assert await queue.status(third.id) is JobStatus.SUCCEEDED

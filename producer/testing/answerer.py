@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from promptq.producer import codec, scripts
 from promptq.producer.errors import ErrorCode
-from promptq.producer.models import JobError, PromptJob
+from promptq.producer.models import JobError, PromptJob, Usage
 from promptq.producer.records import Claimed, ClaimedJob, ClaimRequest, Kind, Settlement
 from promptq.producer.settings import ProducerSettings
 from promptq.producer.testing.answers import Answer, Choose, NoAnswer, OneAnswer, completed
@@ -117,8 +117,8 @@ class Answerer:
             epoch=call.job.epoch,
             kind=kind,
             ttl=self._settings.failure_ttl_ms if kind == "failed" else self._settings.result_ttl_ms,
-            reason=error.code.value if error else "",
             attempt=codec.dump_attempt(call.started, self._clock.now(), usage, error),
+            usage=(usage or Usage()).amounts(),
             result=_record(call.job.id, {**result, **told, "status": kind}),
         )
 

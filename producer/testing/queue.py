@@ -7,10 +7,10 @@ the test; only when a job is to come due a timer stands.
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from promptq.producer import codec
 from promptq.producer.entries import Prompt, job_in, job_of
@@ -22,6 +22,8 @@ from promptq.producer.testing.answerer import Answerer
 from promptq.producer.testing.answers import Answers, OneAnswer, chooser, echo
 from promptq.producer.testing.assertions import description, listing, matching
 from promptq.producer.testing.server import Clock, MemoryRedis, move_time
+
+T = TypeVar("T")
 
 _TURN: ContextVar[object] = ContextVar("_TURN", default=None)
 """Whose turn it is to answer, for the tasks of an answer, too."""
@@ -79,6 +81,7 @@ class MemoryQueue(PromptQueue):
         """
         if not await self._answerer.answer(id, answer):
             raise LookupError(f"job {id!r} is {await self.status(id)}: only a job that runs can be answered")
+        await self._work()  # its model may have a limit of calls at once
 
     def hold(self) -> None:
         """From now on jobs stay in the queue, as if all workers were busy."""
@@ -148,6 +151,12 @@ class MemoryQueue(PromptQueue):
                 self._note(entry for entry, said in zip(entries, reply, strict=True) if said.disposition == "created")
                 await self._work()
             return reply
+
+    async def _change(self, call: Callable[[], Awaitable[T]]) -> T:
+        async with self._alone():
+            changed = await super()._change(call)
+            await self._work()
+            return changed
 
     def _note(self, created: Iterable[Entry]) -> None:
         for job in map(_job_of, created):

@@ -46,7 +46,13 @@ class MemoryRedis(fakeredis.FakeAsyncRedis):
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(server=fakeredis.FakeServer())
+        self._clock = clock
         use_wire(self, _ClockedWire(self, clock))
+
+    async def time(self, **_: Any) -> tuple[int, int]:
+        """That of the scripts: seconds since 1970, and microseconds."""
+        now = self._clock.now()
+        return now // 1000, now % 1000 * 1000
 
 
 class _ClockedWire(Wire):

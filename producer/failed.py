@@ -1,0 +1,81 @@
+"""Failed jobs: read oldest first, and run again. Used by `PromptQueue`.
+
+A failed job keeps its prompt as long as its result, so it can be run again until then.
+"""
+
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+
+from redis.asyncio import Redis
+
+from promptq.producer import keys, scripts
+from promptq.producer.errors import ErrorCode, JobNotFound, PromptqError
+from promptq.producer.link import READ_AT_ONCE, Link
+from promptq.producer.models import JobResult, JobStatus, from_ms
+from promptq.producer.reading import read_clock
+
+_REQUEUED_AT_ONCE = 100
+
+Change = Callable[[Callable[[], Awaitable[list[str]]]], Awaitable[list[str]]]
+"""`PromptQueue._change`."""
+
+
+async def read(link: Link, code: ErrorCode | None, model: str | None) -> AsyncGenerator[JobResult, None]:
+    """Results of the jobs that had failed when it began, oldest first, whatever is requeued meanwhile.
+
+    Without the last of that a job that is requeued, and fails again, would come again, perhaps for ever.
+    """
+    began = from_ms(await link.call(partial(read_clock, link.redis)))
+    async for ids in _pages(link):
+        found = await link.results(ids)
+        for result in filter(None, (found.get(job_id) for job_id in ids)):
+            if _is_meant(result, code, model) and (result.finished_at or began) <= began:
+                yield result
+
+
+def _is_meant(result: JobResult, code: ErrorCode | None, model: str | None) -> bool:
+    is_of_code = code is None or (result.error is not None and result.error.code is code)
+    return result.status is JobStatus.FAILED and is_of_code and model in (None, result.model)
+
+
+async def _pages(link: Link) -> AsyncGenerator[list[str], None]:
+    """Ids by the time at which their results go. The place is a score: those that leave meanwhile move nothing."""
+    place, there = float("-inf"), set[str]()
+    while True:
+        page = await link.call(partial(_page, link.redis, place, READ_AT_ONCE + len(there)))
+        fresh = [job_id for job_id, _ in page if job_id not in there]
+        if not fresh:
+            return
+        yield fresh
+        last = page[-1][1]
+        there = {job_id for job_id, score in page if score == last} | (there if last == place else set())
+        place = last
+
+
+async def _page(redis: Redis, place: float, most: int) -> list[tuple[str, float]]:
+    found = await redis.zrangebyscore(keys.FAILED, place, "+inf", start=0, num=most, withscores=True)
+    return [(job_id.decode(errors="replace"), score) for job_id, score in found]
+
+
+async def requeue(redis: Redis, ids: Iterable[str], change: Change) -> tuple[str, ...]:
+    """As `PromptQueue.requeue`."""
+    nonce, requeued, unknown = os.urandom(16).hex(), list[str](), list[str]()
+    try:
+        for some in _chunks(dict.fromkeys(ids)):
+            words = await change(partial(scripts.requeue, redis, some, nonce=nonce))
+            requeued += [job_id for job_id, word in zip(some, words, strict=True) if word == "requeued"]
+            unknown += [job_id for job_id, word in zip(some, words, strict=True) if word == "unknown"]
+        if unknown:
+            raise JobNotFound(unknown[0])
+    except PromptqError as error:
+        error.accepted = tuple(requeued)
+        raise
+    return tuple(requeued)
+
+
+def _chunks(ids: Iterable[str]) -> Iterator[Sequence[str]]:
+    remaining = iter(ids)
+    while some := list(islice(remaining, _REQUEUED_AT_ONCE)):
+        yield some
