@@ -2,8 +2,10 @@
 
 import typer
 
+from promptq.producer.commands import limits, tenants
 from promptq.producer.commands.cancel import cancel
 from promptq.producer.commands.enqueue import enqueue
+from promptq.producer.commands.failed import failed, requeue
 from promptq.producer.commands.group import group
 from promptq.producer.commands.result import result
 from promptq.producer.commands.status import status
@@ -16,8 +18,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (enqueue, result, status, group, cancel):
+for command in (enqueue, result, status, group, cancel, failed, requeue, limits.pause, limits.resume):
     app.command(epilog=EXIT_CODES)(command)
+for name, several in (("limits", limits.app), ("tenants", tenants.app)):
+    app.add_typer(several, name=name)
 
 if __name__ == "__main__":
     app(prog_name="promptq")

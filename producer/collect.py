@@ -135,5 +135,9 @@ async def _remark(queue: PromptQueue, tally: Tally) -> None:
         stats = await queue.stats()
     except QueueUnavailable:
         return
-    if not tally.ended and not any(lane.running or lane.paused_until for lane in stats.lanes):
+    if tally.ended or stats.paused_accounts or any(lane.running or lane.paused_until for lane in stats.lanes):
+        return
+    if held := next((lane.lane for lane in stats.lanes if lane.paused_by_operator), None):
+        note(f"{held} is paused by an operator: `promptq resume {held}` ends that", style="yellow")
+    else:
         note("no job is running: start a worker with `promptq worker`", style="yellow")

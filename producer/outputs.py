@@ -120,10 +120,15 @@ def show(number: int | None, result: JobResult) -> None:
         line.append(one_line(result.content), style="not dim")
     else:
         line.append(failure(result), style="not dim red")
+    sys.stdout.write(cut(line))  # which a bar redirects, so that it stays below
+
+
+def cut(line: Text) -> str:
+    """What fits on one line of the terminal."""
     screen = Console(highlight=False)
     with screen.capture() as captured:
         screen.print(line, no_wrap=True, overflow="ellipsis", crop=True)
-    sys.stdout.write(captured.get())  # which a bar redirects, so that it stays below
+    return captured.get()
 
 
 def failure(result: JobResult) -> str:

@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -16,7 +17,8 @@ import redis.asyncio
 from rich.console import Console
 
 from command import COMMAND, FakeWorker, Run, files, json_lines, one_line, settle_all, text, write
-from promptq.producer import LaneStats, QueueStats, keys
+from promptq.producer import AccountPause, ErrorCode, LaneStats, QueueStats, keys
+from promptq.producer.commands.holding import account
 from promptq.producer.commands.status import lanes_table
 
 pytest_plugins = ["command_fixture"]
@@ -122,7 +124,9 @@ async def test_status(promptq: Run, redis_url: str) -> None:
     assert shown.stderr == "no worker, the last was there 5 min ago; start one with `promptq worker`\n"
     header, row = shown.stdout.splitlines()
     assert header.split() == ["model", "high", "normal", "low", "waiting", "delayed", "running", "state"]
-    assert re.fullmatch(r"grok-4 +0 +0 +1 +0 s +0 +0 +paused for \d+ d: rate_limited \(more requests .+\) *", row)
+    assert re.fullmatch(
+        r"grok-4 +0 +0 +1 +0 s +0 +0 +paused for \d+ d, until 2286-.*: rate_limited \(more requests .+\) *", row
+    )
     with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
         client.delete(keys.meter("grok-4"))
 
@@ -139,28 +143,94 @@ LANE = LaneStats(lane="grok-4", high=0, normal=5, low=0, delayed=0, running=0, w
         ({"normal": 0, "waiting_since": None, "delayed": 2}, "delayed"),
         ({"running": 3, "stalled": 1}, "running"),
         ({"running": 3, "stalled": 3}, "its workers are gone; start one with `promptq worker`"),
-        ({"paused_until": NOW + timedelta(seconds=30), "pause_reason": "bad_key"}, "paused for 30 s: bad_key (the API"),
-        ({"paused_until": NOW, "pause_reason": "no_credit"}, "one job tries whether the pause may end: no_credit ("),
-        ({"paused_until": NOW + timedelta(hours=3)}, "paused for 3 h: no reason given"),
+        (
+            {"paused_until": NOW + timedelta(seconds=30), "pause_reason": "rate_limited"},
+            "paused for 30 s, until 00:00:30: rate_limited (more requests than the account allows)",
+        ),
+        (
+            {"paused_until": NOW, "pause_reason": "unavailable"},
+            "one job tries whether the pause may end: unavailable (the provider cannot be reached)",
+        ),
+        ({"paused_until": NOW + timedelta(days=3)}, "paused for 3 d, until 2026-01-04 00:00:00: no reason given"),
+        ({"paused_by_operator": True}, "paused by an operator; `promptq resume grok-4` ends that"),
+        ({"limited_by": "rpm", "limited_to": 480.0}, "waits for its limit of 480 requests a minute"),
+        (
+            {"limited_by": "tpm", "limited_to": 1_333_333.3, "running": 3},
+            "running; the rest waits for its limit of 1,333,333 tokens a minute",
+        ),
+        (
+            {"limited_by": "in_flight", "limited_to": 2, "running": 2},
+            "the rest waits for its limit of 2 calls in flight",
+        ),
+        ({"limited_by": "in_flight", "limited_to": 2, "running": 2, "normal": 0}, "running"),
     ],
 )
-def test_status_says_why(lane: dict[str, Any], said: str) -> None:
+def test_status_says_why(utc: None, lane: dict[str, Any], said: str) -> None:
     """What keeps the jobs of a model from running, and what to do."""
     stats = QueueStats(lanes=(LaneStats.model_validate(LANE.model_dump() | lane),), failed=0)
+    assert row_of(stats).endswith(said)
+
+
+@pytest.fixture
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This machine's clock is that of Greenwich."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def row_of(stats: QueueStats) -> str:
+    """The last row of the table."""
     screen = Console(width=200)
     with screen.capture() as captured:
         screen.print(lanes_table(stats, NOW))
-    _, row = captured.get().splitlines()
-    assert said in row
+    return captured.get().splitlines()[-1].rstrip()
 
 
 def test_status_tells_busy_workers_from_none() -> None:
-    """While workers run another model's jobs, more of them would help."""
+    """While workers run another model's jobs, more of them would help; not while they may not call."""
     other = LANE.model_copy(update={"lane": "grok-3", "running": 1})
-    screen = Console(width=200)
-    with screen.capture() as captured:
-        screen.print(lanes_table(QueueStats(lanes=(other, LANE), failed=0, workers=1), NOW))
-    assert "no worker has a free slot for them; start one" in captured.get().splitlines()[-1]
+    stats = QueueStats(lanes=(other, LANE), failed=0, workers=1)
+    assert "no worker has a free slot for them; start one" in row_of(stats)
+    paused = AccountPause(account="xai:1a2b3c4d", reason=ErrorCode.BAD_KEY, until=NOW)
+    assert row_of(stats.model_copy(update={"paused_accounts": (paused,)})).endswith(
+        "waits for an account that is paused"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"until": NOW + timedelta(seconds=8)},
+            "account xai:1a2b3c4d is paused, asked again in 8 s: the API key is refused; give the workers another,",
+        ),
+        (
+            {"reason": "no_credit"},
+            "paused, asked again as soon as a worker can: the account is out of credit; buy some",
+        ),
+        ({"is_open": True}, "one job tries whether it works again; it was paused: the API key is refused"),
+    ],
+)
+def test_status_explains_paused_accounts(fields: dict[str, Any], said: str) -> None:
+    """Whose, why, when somebody looks again, and what to do."""
+    plain = {"account": "xai:1a2b3c4d", "reason": "bad_key", "until": NOW}
+    assert said in account(AccountPause.model_validate(plain | fields), NOW)
+
+
+async def test_status_notes_paused_accounts(promptq: Run, redis_url: str) -> None:
+    """On stderr, since they are of no lane."""
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        fields = {"until": 9_999_999_999_999, "reason": "bad_key", "state": "paused"}
+        await cast(Any, client).hset(keys.account("xai:1a2b3c4d"), mapping=fields)
+        await client.expire(keys.account("xai:1a2b3c4d"), 60)
+        await client.zadd(keys.ACCOUNTS, {"xai:1a2b3c4d": 9_999_999_999_999})
+        await client.expire(keys.ACCOUNTS, 60)
+    run = await promptq("status")
+    assert run.stdout == ""
+    assert "account xai:1a2b3c4d is paused, asked again in" in run.stderr
 
 
 async def test_status_sees_the_oldest_and_the_abandoned(promptq: Run, redis_url: str) -> None:

@@ -261,6 +261,19 @@ async def test_nobody_works(promptq: Run, redis_url: str, monkeypatch: pytest.Mo
     assert [result["content"] for result in json_lines((await waiting).stdout)] == ["ONE"]
 
 
+async def test_an_operator_holds_them(promptq: Run, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a paused model is told that, not to start a worker."""
+    said: list[str] = []
+    monkeypatch.setattr(collect, "REMARK_AFTER", 0.05)
+    monkeypatch.setattr(collect, "note", lambda text, **_: said.append(text))
+    await promptq("pause", "grok-4")
+    waiting = asyncio.ensure_future(promptq("enqueue", "-", "--wait", stdin="one\n"))
+    await wait_until(lambda: said == ["grok-4 is paused by an operator: `promptq resume grok-4` ends that"])
+    await promptq("resume", "grok-4")
+    await settle_all(redis_url)
+    assert (await waiting).exit_code == 0
+
+
 @pytest.mark.parametrize("options", [(), ("--group", "run-42"), ("--order", "input")])
 async def test_interrupted_and_run_again(promptq: Run, redis_url: str, options: tuple[str, ...]) -> None:
     """Ctrl-C while waiting: exit code 130, how to go on, an older file stays until the new one is whole."""

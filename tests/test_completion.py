@@ -31,6 +31,8 @@ def completed(typed: str, shell: str = "bash") -> list[str]:
         ("promptq enqueue p.txt --format o", ["openai"]),
         ("promptq enqueue p.txt --order i", ["input"]),
         ("promptq group run-42 --out", ["--output", "--output-format"]),
+        ("promptq limits s", ["set"]),
+        ("promptq requeue --code model", ["model_not_found"]),
     ],
 )
 def test_bash_completes_commands_options_and_values(typed: str, offered: list[str]) -> None:
@@ -44,10 +46,12 @@ def test_zsh_completes_too() -> None:
     assert "".join(offered) == """_arguments'*::(("high""normal""low"))'"""
 
 
-async def test_models_are_those_with_jobs_and_the_default(promptq: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_models_are_those_in_use_and_the_default(promptq: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are asked from Redis; where it is away the default is left, and nothing is written over the user's line."""
     await promptq("enqueue", "-", "--model", "grok-3", stdin="one\n")
-    assert completed("promptq enqueue p.txt --model gr") == ["grok-3", "grok-4"]
+    await promptq("limits", "set", "grok-2", "--rpm", "1")
+    for typed in ("enqueue p.txt --model", "pause", "resume", "limits set", "limits unset", "failed --model"):
+        assert completed(f"promptq {typed} gr") == ["grok-2", "grok-3", "grok-4"]
     monkeypatch.setenv("PROMPTQ_REDIS_URL", "redis://127.0.0.1:1")
     assert completed("promptq enqueue p.txt --model gr") == ["grok-4"]
     monkeypatch.setenv("PROMPTQ_DEFAULT_MODEL", " ")

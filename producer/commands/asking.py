@@ -1,6 +1,7 @@
 """What the commands share: options of the same meaning, and a connection for one question."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from enum import StrEnum
@@ -10,6 +11,8 @@ from typing import Annotated, Any, TypeVar
 import pydantic_core
 import typer
 from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
 
 from promptq.producer.console import CommandError, say
 from promptq.producer.errors import PromptqError
@@ -19,6 +22,7 @@ from promptq.producer.settings import ProducerSettings
 
 T = TypeVar("T")
 
+_PIPE_WIDTH = 200
 _COMPLETION_TIMEOUT = 0.3
 """Seconds that a user waits for models after Tab when Redis is away."""
 
@@ -69,6 +73,11 @@ def say_json(value: Any) -> None:
     say(pydantic_core.to_json(value).decode())
 
 
+def show_table(table: Table) -> None:
+    """A table on stdout."""
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+
+
 def interrupted(output: Path | None, results: int) -> str:
     """What to say to whoever stops waiting."""
     going_on = "interrupted; the jobs go on, and the same command goes on waiting"
@@ -78,17 +87,20 @@ def interrupted(output: Path | None, results: int) -> str:
 
 
 def known_models(incomplete: str) -> list[str]:
-    """For shell completion: the default model, and those that have jobs just now."""
+    """For shell completion: the default model, and those that have limits or jobs, or were used in the last day."""
     try:
         settings = ProducerSettings().model_copy(update={"redis_timeout": _COMPLETION_TIMEOUT})
-        names = {settings.default_model, *_busy_models(settings)}
+        names = {settings.default_model, *_models(settings)}
     except ValidationError:  # a wrong setting, which the command itself tells
         return []
     return sorted(name for name in names if name.startswith(incomplete))
 
 
-def _busy_models(settings: ProducerSettings) -> set[str]:
+def _models(settings: ProducerSettings) -> set[str]:
     try:
-        return {lane.lane for lane in ask(PromptQueue.stats, None, settings).lanes}
+        return {each.model for each in ask(PromptQueue.limits, None, settings)}
     except (PromptqError, CommandError):
         return set()
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", autocompletion=known_models)]

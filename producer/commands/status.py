@@ -1,28 +1,20 @@
 """`promptq status [ID]`: where a job is, or what waits, runs and pauses, and why."""
 
-import sys
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from promptq.producer.commands.asking import AsJson, ask, say_json
+from promptq.producer.commands import holding
+from promptq.producer.commands.asking import AsJson, ask, say_json, show_table
+from promptq.producer.commands.holding import lasting
 from promptq.producer.console import RedisUrl, note, say
-from promptq.producer.errors import ErrorCode
 from promptq.producer.models import LaneStats, QueueStats
 from promptq.producer.queue import PromptQueue
 
-_PIPE_WIDTH = 200
 _TAKEN_WITHIN = timedelta(seconds=2)
 """A worker with a free slot takes a job within milliseconds, and looks again every second."""
-_REASONS: Final = {
-    ErrorCode.RATE_LIMITED: "more requests than the account allows",
-    ErrorCode.NO_CREDIT: "the account is out of credit",
-    ErrorCode.BAD_KEY: "the API key is refused",
-    ErrorCode.UNAVAILABLE: "the provider cannot be reached",
-}
 
 
 def status(
@@ -49,13 +41,14 @@ def status(
 def _show(stats: QueueStats, now: datetime) -> None:
     """The table of lanes on stdout, and what else there is to know on stderr."""
     if stats.lanes:
-        width = None if sys.stdout.isatty() else _PIPE_WIDTH
-        Console(highlight=False, markup=False, width=width).print(lanes_table(stats, now))
+        show_table(lanes_table(stats, now))
     else:
         note("nothing waits and nothing runs")
+    for paused in stats.paused_accounts:
+        note(holding.account(paused, now), style="yellow")
     note(_workers(stats, now), style="dim")
     if stats.failed:
-        note(f"failed, and still kept: {stats.failed:,}", style="dim")
+        note(f"failed, and still kept: {stats.failed:,}; `promptq failed` lists them", style="dim")
 
 
 def _workers(stats: QueueStats, now: datetime) -> str:
@@ -63,7 +56,7 @@ def _workers(stats: QueueStats, now: datetime) -> str:
         return f"workers: {stats.workers:,}"
     if stats.worker_seen_at is None:
         return "no worker; start one with `promptq worker`"
-    return f"no worker, the last was there {_lasting(now - stats.worker_seen_at)} ago; start one with `promptq worker`"
+    return f"no worker, the last was there {lasting(now - stats.worker_seen_at)} ago; start one with `promptq worker`"
 
 
 def lanes_table(stats: QueueStats, now: datetime) -> Table:
@@ -77,38 +70,28 @@ def lanes_table(stats: QueueStats, now: datetime) -> Table:
         high, normal, low, *others = (
             f"{count:,}" for count in (lane.high, lane.normal, lane.low, lane.delayed, lane.running)
         )
-        waiting = "" if lane.waiting_since is None else _lasting(now - lane.waiting_since)
-        table.add_row(lane.lane, high, normal, low, waiting, *others, _state(lane, now, has_workers=stats.workers > 0))
+        waiting = "" if lane.waiting_since is None else lasting(now - lane.waiting_since)
+        table.add_row(lane.lane, high, normal, low, waiting, *others, _state(lane, stats, now))
     return table
 
 
-def _state(lane: LaneStats, now: datetime, *, has_workers: bool) -> str:
+def _state(lane: LaneStats, stats: QueueStats, now: datetime) -> str:
     """What goes on in a lane, or why nothing does and what to do."""
-    if lane.paused_until is not None:
-        why = _why(lane.pause_reason)
-        if lane.paused_until > now:
-            return f"paused for {_lasting(lane.paused_until - now)}: {why}"
-        return f"one job tries whether the pause may end: {why}"
+    if paused := holding.pause(lane, lane.lane, now):
+        return paused
     if lane.stalled and lane.stalled == lane.running:
         return "its workers are gone; start one with `promptq worker`"
+    if limited := holding.limit(lane):
+        return f"running; the rest {limited}" if lane.running else limited
     if lane.running:
         return "running"
     if lane.waiting_since is not None and now - lane.waiting_since > _TAKEN_WITHIN:
-        why = "no worker has a free slot for them" if has_workers else "no worker takes them"
-        return f"{why}; start one with `promptq worker`"
+        return _untaken(stats)
     return "waiting" if lane.queued else "delayed" if lane.delayed else ""
 
 
-def _why(reason: ErrorCode | None) -> str:
-    if reason is None:
-        return "no reason given"
-    return f"{reason} ({_REASONS[reason]})" if reason in _REASONS else reason.value
-
-
-def _lasting(span: timedelta) -> str:
-    """A time span in its largest unit."""
-    seconds = max(0.0, span.total_seconds())
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+def _untaken(stats: QueueStats) -> str:
+    if stats.workers and stats.paused_accounts:
+        return "waits for an account that is paused"
+    why = "no worker has a free slot for them" if stats.workers else "no worker takes them"
+    return f"{why}; start one with `promptq worker`"
