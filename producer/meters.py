@@ -14,6 +14,7 @@ FIELDS: Final = ["until", "requests", "tokens", "factor", "learned", "dropped", 
 LIMITS: Final = ["rpm", "tpm", "in_flight", "paused"]
 
 _CLIMB = 1.05 ** (1 / 2000)
+_CLIMB_TO_LIMIT = _CLIMB**4
 _LONGEST_CLIMB = 600_000
 """In ms: by then any rate has climbed to its limit, or is forgotten."""
 _FORGOTTEN = 8
@@ -94,7 +95,8 @@ class Meter:
 
     def _climbed(self) -> float:
         since = self._now - (self._numbers["dropped"] or self._now)
-        return float(_CLIMB ** max(0.0, min(since, _LONGEST_CLIMB)))
+        climb = _CLIMB_TO_LIMIT if self.limits.rpm or self.limits.tpm else _CLIMB
+        return float(climb ** max(0.0, min(since, _LONGEST_CLIMB)))
 
 
 def _number(value: bytes | None) -> float | None:
