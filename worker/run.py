@@ -176,9 +176,8 @@ def _reason(outcome: Outcome) -> JobError:
         case Succeeded():
             raise AssertionError("a success has no reason")
         case Released():
-            return JobError(
-                code=ErrorCode.CANCELLED, message="given back: the worker stopped, or another run was first"
-            )
+            why = "the worker stopped, another run was first, or the key was replaced"
+            return JobError(code=ErrorCode.CANCELLED, message=f"given back: {why}")
         case _:
             return outcome.error
 
