@@ -158,9 +158,9 @@ async def test_a_job_that_is_throttled_again_and_again_fails(contract: Contract)
 async def test_a_job_that_is_throttled_like_all_others_waits(contract: Contract) -> None:
     """Where nothing gets through, the job is not at fault."""
     await contract.accept(entry("a"))
-    for _ in range(15):
+    for _ in range(12):
         while not (runs := await contract.take("w1", slots=1)):
-            contract.later(1000)
+            contract.later(20_000)
         contract.later(1)
         await contract.settle(runs[0], "throttled", reason="rate_limited")
     assert await contract.state("a") is JobStatus.QUEUED
