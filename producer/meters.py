@@ -46,7 +46,7 @@ class Meter:
         self.in_flight, self._now = in_flight, now
         self.is_paused_by_operator = bool(held)
         self.is_known = any(value is not None for value in (*values, *limits))
-        self._reason = ErrorCode(reason.decode()) if reason and reason.decode() in list(ErrorCode) else None
+        self._reason = _error_code(reason)
 
     @property
     def pause(self) -> tuple[float | None, ErrorCode | None]:
@@ -106,6 +106,12 @@ def _number(value: bytes | None) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _error_code(reason: bytes | None) -> ErrorCode | None:
+    """None for what a newer worker may have written, too."""
+    text = (reason or b"").decode(errors="replace")
+    return ErrorCode(text) if text in {code.value for code in ErrorCode} else None
 
 
 def _whole(limit: float | None) -> int | None:

@@ -203,8 +203,11 @@ class PromptQueue:
                 f"lane {reply.lane!r} holds {reply.queued} of {reply.most} jobs; enqueue when some have run"
             )
         if isinstance(reply, records.TenantFull):
-            what = f"{reply.waiting} jobs of tenant {reply.tenant!r} wait, of {reply.most} that may"
-            raise QueueFull(f"{what}; enqueue when some have run, or raise its max_queued")
+            more = sum(entry.tenant == reply.tenant for entry in entries)
+            what = (
+                f"{reply.waiting} jobs of tenant {reply.tenant!r} wait, {more} more would pass its cap of {reply.most}"
+            )
+            raise QueueFull(f"{what}; enqueue fewer, or when some have run, or raise its max_queued")
         handles = [
             JobHandle(entry.id, said.disposition == "created", said.status, keys.lane(said.lane), self)
             for entry, said in zip(entries, reply, strict=True)

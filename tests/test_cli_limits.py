@@ -116,7 +116,7 @@ async def test_tenants(promptq: Run, redis_url: str) -> None:
     await promptq("enqueue", "-", "--tenant", "acme", stdin="one\ntwo\n")
     refused = await promptq("enqueue", "-", "--tenant", "acme", stdin="three\n")
     assert refused.exit_code == 3
-    assert "2 jobs of tenant 'acme' wait, of 2 that may; enqueue when" in refused.stderr
+    assert "2 jobs of tenant 'acme' wait, 1 more would pass its cap of 2; enqueue fewer," in refused.stderr
     await promptq("enqueue", "-", stdin="three\n")
     rows = [line.split() for line in (await promptq("tenants")).stdout.splitlines()]
     assert rows == [

@@ -527,7 +527,7 @@ async def test_a_tenant_at_its_cap_is_refused(stage: Stage) -> None:
     await stage.queue.set_tenant("acme", max_queued=3)
     jobs = [await stage.queue.enqueue("Hello", tenant="acme", delay=0.3)]
     jobs += await stage.queue.enqueue_many(["1", "2"], tenant="acme", model="another")
-    with pytest.raises(QueueFull, match=r"3 jobs of tenant 'acme' wait, of 3 that may.*raise its max_queued"):
+    with pytest.raises(QueueFull, match="3 jobs of tenant 'acme' wait, 1 more would pass its cap of 3"):
         await stage.queue.enqueue("more", tenant="acme", id="more")
     with pytest.raises(JobNotFound):
         await stage.queue.status("more")

@@ -8,10 +8,16 @@ from typing import Any
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
+from command import Run, settle_all
+from hand import Hand, failure
+from promptq.producer import ErrorCode, JobStatus, PromptQueue
 from promptq.worker.engine import PromptWorker
 from promptq.worker.providers.echo import EchoProvider
 from promptq.worker.settings import Settings
+
+pytest_plugins = ["command_fixture"]
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -29,13 +35,24 @@ async def worker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     await running.close()
 
 
+def sections(*titles: str) -> str:
+    """The text under these headings."""
+    found = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE)
+    return "\n".join(dict(found)[title] for title in titles)
+
+
+def in_a_function(example: str) -> dict[str, Any]:
+    """A namespace with `main`, which runs the example."""
+    names: dict[str, Any] = {}
+    indented = "\n".join(f"    {line}" for line in example.splitlines())
+    exec(f"async def main():\n{indented}", names)  # noqa: S102 - the page's own words
+    return names
+
+
 async def test_the_five_lines(worker: PromptWorker, capsys: pytest.CaptureFixture[str]) -> None:
     """They print the answer and its tokens."""
     example = next(text for text in EXAMPLES if "Tell me a joke" in text)
-    indented = "\n".join(f"    {line}" for line in example.splitlines())
-    names: dict[str, Any] = {}
-    exec(f"async def main():\n{indented}", names)  # noqa: S102 - the page's own words
-    await names["main"]()
+    await in_a_function(example)["main"]()
     assert capsys.readouterr().out.splitlines()[-1] == "Tell me a joke 6"
 
 
@@ -69,3 +86,32 @@ async def test_the_test_of_the_backend() -> None:
         exec(next(text for text in EXAMPLES if words in text), names)  # noqa: S102 - the page's own words
     await names["test_ask"]()
     names["app"].state.queue.assert_enqueued(times=1)
+
+
+async def test_what_an_operator_types(promptq: Run, redis_url: str) -> None:
+    """Every command of these sections does something; a number that is shown for a limit is the one that was set."""
+    [job_id] = (await promptq("enqueue", "-", stdin="fail\n")).stdout.split()
+    await settle_all(redis_url)
+    typed = re.findall(r"^\$ promptq (.*?) *(?:#.*)?$", sections("Limits", "Tenants", "Failed jobs"), re.MULTILINE)
+    assert len(typed) == 9
+    for line in typed:
+        run = await promptq(*line.replace(" ...", "").replace("ID", job_id).split())
+        assert run.exit_code == 0, run.stderr
+        assert run.stdout or "no such failed job" in run.stderr
+        assert line != "limits" or "of 480 " in run.stdout
+    assert await settle_all(redis_url) == 1
+
+
+async def test_what_an_operator_programs(redis_url: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It limits, and requeues what has failed so."""
+    monkeypatch.setenv("PROMPTQ_REDIS_URL", redis_url)
+    hand = Hand(redis_client)
+    async with PromptQueue.connect() as queue:
+        job = await queue.enqueue("Hello")
+        await hand.settle(await hand.claim(), failure(ErrorCode.UNAVAILABLE))
+        await in_a_function(next(text for text in EXAMPLES if "queue.failed" in text))["main"]()
+        assert await queue.status(job.id) is JobStatus.QUEUED
+        [model] = await queue.limits()
+        acme, _ = await queue.tenants()
+        assert (model.limits.tpm, acme.max_queued) == (2_000_000, 1000)
+        await hand.answer_all()
