@@ -1,6 +1,6 @@
 """What a model's meter says to a reader: the same sums as in lua/meter.lua, which writes it. No Redis here.
 
-Used by `reading.py` and `limits.py`.
+Used by `reading.py` and `limits.py`. A moment further ahead than any rule puts one is of a clock that was set back.
 """
 
 import math
@@ -21,6 +21,8 @@ _FORGOTTEN = 8
 _HALF_OPEN = frozenset({ErrorCode.UNAVAILABLE})
 _SUMMED = 10_000
 """In ms: about as far back as `starts` and `spend` go."""
+_LONGEST_PAUSE = 750_000
+_LONGEST_DEBT = 60_020
 _GATHERING = 100
 """In ms: workers claim when so little of a limit is unused, so less is none."""
 
@@ -52,7 +54,9 @@ class Meter:
     def pause(self) -> tuple[float | None, ErrorCode | None]:
         """Until when it is paused, in ms, and why. It may be past while one job finds out whether that may end."""
         until = self._numbers["until"]
-        is_over = until is None or (until <= self._now and self._reason not in _HALF_OPEN)
+        if until is None or until > self._now + _LONGEST_PAUSE:
+            return None, None
+        is_over = until <= self._now and self._reason not in _HALF_OPEN
         return (None, None) if is_over else (until, self._reason)
 
     @property
@@ -91,12 +95,12 @@ class Meter:
 
     def _is_used_up(self, what: str) -> bool:
         until = self._numbers[what]
-        return until is not None and until > self._now - _GATHERING
+        return until is not None and -_GATHERING < until - self._now <= _LONGEST_DEBT
 
     def _climbed(self) -> float:
         since = self._now - (self._numbers["dropped"] or self._now)
         climb = _CLIMB_TO_LIMIT if self.limits.rpm or self.limits.tpm else _CLIMB
-        return float(climb ** max(0.0, min(since, _LONGEST_CLIMB)))
+        return float(climb ** (since if 0 <= since < _LONGEST_CLIMB else _LONGEST_CLIMB))
 
 
 def _number(value: bytes | None) -> float | None:

@@ -113,7 +113,7 @@ async def test_status(promptq: Run, redis_url: str) -> None:
     assert (await promptq("status")).stderr == NOTHING
     [job_id] = (await promptq("enqueue", "-", "--priority", "low", stdin="one\n")).stdout.split()
     with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
-        client.hset(keys.meter("grok-4"), mapping={"until": 9_999_999_999_999, "reason": "rate_limited"})
+        client.hset(keys.meter("grok-4"), mapping={"until": (time.time() + 600) * 1000, "reason": "rate_limited"})
         client.expire(keys.meter("grok-4"), 60)
     assert (await promptq("status", job_id)).stdout == "queued\n"
     assert json.loads((await promptq("status", job_id, "--json")).stdout) == {"id": job_id, "status": "queued"}
@@ -125,7 +125,7 @@ async def test_status(promptq: Run, redis_url: str) -> None:
     header, row = shown.stdout.splitlines()
     assert header.split() == ["model", "high", "normal", "low", "waiting", "delayed", "running", "state"]
     assert re.fullmatch(
-        r"grok-4 +0 +0 +1 +0 s +0 +0 +paused for \d+ d, until 2286-.*: rate_limited \(more requests .+\) *", row
+        r"grok-4 +0 +0 +1 +0 s +0 +0 +paused for 10 min, until .*: rate_limited \(more requests .+\) *", row
     )
     with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
         client.delete(keys.meter("grok-4"))
