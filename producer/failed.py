@@ -3,6 +3,7 @@
 A failed job keeps its prompt as long as its result, so it can be run again until then.
 """
 
+import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from itertools import islice
 from redis.asyncio import Redis
 
 from promptq.producer import keys, scripts
-from promptq.producer.errors import ErrorCode, JobNotFound, PromptqError
+from promptq.producer.errors import ErrorCode, InvalidPayload, JobNotFound, PromptqError
 from promptq.producer.link import READ_AT_ONCE, Link
 from promptq.producer.models import JobResult, JobStatus, from_ms
 from promptq.producer.reading import read_clock
@@ -29,10 +30,21 @@ async def read(link: Link, code: ErrorCode | None, model: str | None) -> AsyncGe
     """
     began = from_ms(await link.call(partial(read_clock, link.redis)))
     async for ids in _pages(link):
-        found = await link.results(ids)
+        found = await _readable(link, ids)
         for result in filter(None, (found.get(job_id) for job_id in ids)):
             if _is_meant(result, code, model) and (result.finished_at or began) <= began:
                 yield result
+
+
+async def _readable(link: Link, ids: Sequence[str]) -> dict[str, JobResult | None]:
+    """Results by id. One that cannot be read must not hide the others: it is left out."""
+    with contextlib.suppress(InvalidPayload):
+        return await link.results(ids)
+    found: dict[str, JobResult | None] = {}
+    for job_id in ids:
+        with contextlib.suppress(InvalidPayload):
+            found |= await link.results([job_id])
+    return found
 
 
 def _is_meant(result: JobResult, code: ErrorCode | None, model: str | None) -> bool:

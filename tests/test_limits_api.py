@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from redis.asyncio import Redis
 
-from contract import LANE, Contract, entries, entry
+from contract import DAY, LANE, Contract, entries, entry, usage_key
 from promptq.producer import ErrorCode, Limits, ModelLimits, keys, scripts
 from promptq.producer.limits import read_limits
 from promptq.producer.reading import read_stats
@@ -69,10 +69,13 @@ async def test_the_models_that_are_listed(contract: Contract) -> None:
     await contract.claim("w0", slots=0)
     [run] = await contract.take("w1", slots=1, serves=("used",))
     await contract.settle(run)
+    await contract.redis.copy(keys.meter("used"), keys.meter("yesterday"))
+    await contract.redis.hset(usage_key(contract.now - DAY), "yesterday:attempts", 1)
+    await contract.redis.expire(usage_key(contract.now - DAY), 60)
     found = await read_limits(contract.redis)
-    assert [each.model for each in found] == ["busy", "held", "limited:1", "used"]
-    assert [each.limits.in_flight for each in found] == [None, None, 3, None]
-    assert [each.paused_by_operator for each in found] == [False, True, False, False]
+    assert [each.model for each in found] == ["busy", "held", "limited:1", "used", "yesterday"]
+    assert [each.limits.in_flight for each in found] == [None, None, 3, None, None]
+    assert [each.paused_by_operator for each in found] == [False, True, False, False, False]
     await contract.redis.delete(keys.meter("used"))
     assert "used" not in [each.model for each in await read_limits(contract.redis)]
     await contract.drain()

@@ -18,6 +18,7 @@ from promptq.producer import (
     scripts,
 )
 from promptq.producer.link import READ_AT_ONCE
+from workers import ScriptedProvider, running_worker
 
 SOON = 5.0
 
@@ -35,11 +36,6 @@ async def fail(queue: PromptQueue, hand: Hand, *ids: str, **options: str) -> Non
     await queue.enqueue_many([{"prompt": "Hello", "id": job_id} for job_id in ids], **options)
     while jobs := await hand.claim(100):
         await hand.settle(jobs, failure(ErrorCode.MODERATED))
-
-
-async def listed(queue: PromptQueue) -> list[str]:
-    """The ids of failed jobs."""
-    return [result.id async for result in queue.failed()]
 
 
 async def test_a_requeue_whose_reply_is_lost_requeues_once(
@@ -127,7 +123,7 @@ async def test_a_reader_of_the_group_hears_of_both_ends(queue: PromptQueue, redi
 
 
 async def test_failed_jobs_are_kept_with_their_prompts(queue: PromptQueue, redis_client: Redis) -> None:
-    """As long as PROMPTQ_FAILURE_TTL, not longer; while a job that was requeued waits, nothing of it goes."""
+    """As long as their results, not longer; while a job that was requeued waits, nothing of it goes."""
     hand = Hand(redis_client)
     await fail(queue, hand, "job")
     kept = (keys.payload("job"), keys.ledger("job"), keys.result("job"))
@@ -151,7 +147,10 @@ async def test_more_fail_in_one_moment_than_a_page_holds(queue: PromptQueue, red
     await fail(queue, Hand(redis_client), *ids)
     until = time.time() * 1000 + 60_000
     await redis_client.zadd(keys.FAILED, dict.fromkeys(ids[10:], until))
-    found = await listed(queue)
+    results = queue.failed()
+    found = [(await anext(results)).id for _ in range(READ_AT_ONCE)]
+    await redis_client.zadd(keys.FAILED, dict.fromkeys((f"before {number}" for number in range(210)), until))
+    found += [result.id async for result in results]
     assert len(found) == len(ids)
     assert set(found) == set(ids)
 
@@ -166,3 +165,22 @@ async def test_what_fails_later_is_not_listed(queue: PromptQueue, redis_client: 
     later = datetime.now(UTC) + timedelta(seconds=1)
     await redis_client.hset(keys.ledger("3"), "finished", str(later.timestamp() * 1000))
     assert [result.id async for result in results] == ["2"]
+
+
+async def test_a_result_that_cannot_be_read_hides_no_other(queue: PromptQueue, redis_client: Redis) -> None:
+    """It is left out of the list, and can still be requeued."""
+    hand = Hand(redis_client)
+    await fail(queue, hand, "1", "2", "3")
+    await redis_client.set(keys.result("2"), b"nonsense", keepttl=True)
+    assert [result.id async for result in queue.failed()] == ["1", "3"]
+    assert await queue.requeue("2") == ("2",)
+    await hand.answer_all()
+
+
+async def test_the_setting_says_how_long_failed_jobs_are_kept(queue: PromptQueue, redis_url: str) -> None:
+    """With a real worker: PROMPTQ_FAILURE_TTL is the time of the prompt, too."""
+    async with running_worker(redis_url, ScriptedProvider(), failure_ttl=1000), Redis.from_url(redis_url) as client:
+        job = await queue.enqueue("fail moderated")
+        await job.wait(timeout=SOON)
+        for key in (keys.payload(job.id), keys.ledger(job.id), keys.result(job.id)):
+            assert 990_000 < await client.pttl(key) <= 1_000_000
