@@ -151,6 +151,7 @@ LANE = LaneStats(lane="grok-4", high=0, normal=5, low=0, delayed=0, running=0, w
             {"paused_until": NOW, "pause_reason": "unavailable"},
             "one job tries whether the pause may end: unavailable (the provider cannot be reached)",
         ),
+        ({"paused_until": NOW + timedelta(seconds=0.2)}, "paused for 1 s, until 00:00:00: no reason given"),
         ({"paused_until": NOW + timedelta(days=3)}, "paused for 3 d, until 2026-01-04 00:00:00: no reason given"),
         ({"paused_by_operator": True}, "paused by an operator; `promptq resume grok-4` ends that"),
         ({"limited_by": "rpm", "limited_to": 480.0}, "waits for its limit of 480 requests a minute"),

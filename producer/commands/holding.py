@@ -31,7 +31,8 @@ def pause(held: LaneStats | ModelLimits, model: str, now: datetime) -> str | Non
         return None
     why = _why(held.pause_reason)
     if held.paused_until > now:
-        return f"paused for {lasting(held.paused_until - now)}, until {clock(held.paused_until, now)}: {why}"
+        left = max(held.paused_until - now, timedelta(seconds=1))
+        return f"paused for {lasting(left)}, until {clock(held.paused_until, now)}: {why}"
     return f"one job tries whether the pause may end: {why}"
 
 
