@@ -5,9 +5,8 @@ A failed job keeps its prompt as long as its result, so it can be run again unti
 
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
-from itertools import islice
 
 from redis.asyncio import Redis
 
@@ -24,10 +23,7 @@ Change = Callable[[Callable[[], Awaitable[list[str]]]], Awaitable[list[str]]]
 
 
 async def read(link: Link, code: ErrorCode | None, model: str | None) -> AsyncGenerator[JobResult, None]:
-    """Results of the jobs that had failed when it began, oldest first, whatever is requeued meanwhile.
-
-    Without the last of that a job that is requeued, and fails again, would come again, perhaps for ever.
-    """
+    """As `PromptQueue.failed`. What is requeued meanwhile and fails again is left out: else it might never end."""
     began = from_ms(await link.call(partial(read_clock, link.redis)))
     async for ids in _pages(link):
         found = await _readable(link, ids)
@@ -71,11 +67,12 @@ async def _page(redis: Redis, place: float, most: int) -> list[tuple[str, float]
     return [(job_id.decode(errors="replace"), score) for job_id, score in found]
 
 
-async def requeue(redis: Redis, ids: Iterable[str], change: Change) -> tuple[str, ...]:
+async def requeue(redis: Redis, ids: Sequence[str], change: Change) -> tuple[str, ...]:
     """As `PromptQueue.requeue`."""
     nonce, requeued, unknown = os.urandom(16).hex(), list[str](), list[str]()
     try:
-        for some in _chunks(dict.fromkeys(ids)):
+        for start in range(0, len(ids), _REQUEUED_AT_ONCE):
+            some = ids[start : start + _REQUEUED_AT_ONCE]
             words = await change(partial(scripts.requeue, redis, some, nonce=nonce))
             requeued += [job_id for job_id, word in zip(some, words, strict=True) if word == "requeued"]
             unknown += [job_id for job_id, word in zip(some, words, strict=True) if word == "unknown"]
@@ -85,9 +82,3 @@ async def requeue(redis: Redis, ids: Iterable[str], change: Change) -> tuple[str
         error.accepted = tuple(requeued)
         raise
     return tuple(requeued)
-
-
-def _chunks(ids: Iterable[str]) -> Iterator[Sequence[str]]:
-    remaining = iter(ids)
-    while some := list(islice(remaining, _REQUEUED_AT_ONCE)):
-        yield some

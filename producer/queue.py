@@ -299,7 +299,7 @@ class PromptQueue:
         Returns the ids of those that run again: none of a job that has not failed, or whose prompt is gone.
         Raises JobNotFound for an unknown id when all others are requeued; `error.accepted` has these.
         """
-        return await failed.requeue(self._link.redis, ids, self._change)
+        return await failed.requeue(self._link.redis, list(dict.fromkeys(ids)), self._change)
 
     async def set_limits(
         self, model: str, *, rpm: int | None = None, tpm: int | None = None, in_flight: int | None = None
