@@ -8,7 +8,7 @@ from redis.exceptions import ResponseError
 
 from contract import LANE, LEASE, Contract, Run, entries, entry
 from promptq.producer import keys, scripts
-from promptq.producer.models import JobStatus
+from promptq.producer.models import JobStatus, Limits
 from promptq.worker.embedded import PrivateRedis
 
 ANSWER = b"x" * 100_000
@@ -66,3 +66,22 @@ async def test_a_full_redis_can_be_relieved_by_cancelling(full: Full) -> None:
     contract, _ = full
     assert await contract.cancel("a", "b") == ["cancelling", "cancelled"]
     assert await contract.state("b") is JobStatus.CANCELLED
+
+
+async def test_a_full_redis_takes_an_account_back(full: Full) -> None:
+    """Else no job would run, and so nothing would ever leave it."""
+    contract, run = full
+    contract.later(10)
+    assert await contract.settle(run, "throttled", reason="no_credit", account="xai:1") == "pausing"
+    contract.later(2000)
+    assert (await contract.claim(account="xai:1")).is_to_probe
+    assert await scripts.probed(contract.redis, "xai:1", "works", now=contract.now) == "open"
+    assert len(await contract.taken(9, account="xai:1")) == 1
+
+
+async def test_a_full_redis_takes_limits(full: Full) -> None:
+    """A worker sets those of its settings before it claims anything; and an operator may have to hold a model."""
+    contract, _ = full
+    assert await scripts.set_limits(contract.redis, LANE, Limits(rpm=600), only_if_none=True, now=contract.now)
+    await scripts.pause(contract.redis, LANE, now=contract.now)
+    assert await contract.taken(9) == []

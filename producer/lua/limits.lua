@@ -5,6 +5,7 @@
 -- reply set | kept (fill: it has limits)
 
 local now, verb, model = clock(ARGV[1]), ARGV[2], ARGV[3]
+redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 local meter = meter_of(model)
 
 -- What is used of a limit is kept as time, which passes faster under a higher one.

@@ -4,6 +4,7 @@
 -- reply open (one job goes first) | paused | none (there is no pause)
 
 local now, account, said, luck = clock(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
+redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 local known = account_pause(account)
 if not known then return 'none' end
 if said == 'gone' then
