@@ -225,6 +225,19 @@ async def test_limits_change_while_jobs_run(contract: Contract) -> None:
     assert await contract.redis.exists(keys.LIMITS) == 0
 
 
+@pytest.mark.parametrize("limits", [{"rpm": 60}, {"tpm": 60_000}])
+async def test_a_new_limit_is_followed_after_429s_too(contract: Contract, limits: dict[str, int]) -> None:
+    """What is owed was charged at the lower rate, so it is worth little time under a limit that has its whole rate."""
+    await limited(contract, jobs=9, estimate="900/0", **limits)
+    await contract.redis.hset(keys.meter(LANE), mapping={"factor": 1 / 16, "dropped": contract.now})
+    await contract.redis.pexpire(keys.meter(LANE), MINUTE)
+    assert len(await contract.taken(1)) == 1
+    doubled = Limits(**{name: 2 * limit for name, limit in limits.items()})
+    await scripts.set_limits(contract.redis, LANE, doubled, now=contract.now)
+    contract.later(2000)
+    assert len(await contract.taken(1)) == 1
+
+
 async def test_only_models_without_limits_are_filled(contract: Contract) -> None:
     """A setting of a worker does not undo what an operator has set."""
     assert await scripts.set_limits(contract.redis, LANE, Limits(rpm=60), only_if_none=True)

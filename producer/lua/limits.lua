@@ -21,8 +21,9 @@ local function write(name, text)
 end
 
 local function set()
-  rescale('requests', meter.rpm, tonumber(ARGV[4]))
-  rescale('tokens', meter.tpm, tonumber(ARGV[5]))
+  local rpm, tpm = rates(now, meter) -- at which it was charged, which a 429 may have made less than the limits
+  rescale('requests', rpm, tonumber(ARGV[4]))
+  rescale('tokens', tpm, tonumber(ARGV[5]))
   for _, name in ipairs({ 'factor', 'learned', 'least' }) do
     if meter[name] then put(meter, name, nil) end
   end
