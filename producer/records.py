@@ -140,7 +140,7 @@ class Claimed:
 
     now: int
     has_more: bool
-    """Slots or bytes stopped it."""
+    """Slots or bytes stopped it, or it has dealt with as many jobs as one script may."""
     due_in: int | None
     is_to_probe: bool
     """Whether this worker is to find out whether its account works again."""

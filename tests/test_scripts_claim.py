@@ -1,8 +1,8 @@
 import pytest
 
 from contract import DAY, HIGH, LANE, LEASE, NOW, Contract, entries, entry
-from promptq.producer import keys
-from promptq.producer.models import JobStatus
+from promptq.producer import keys, scripts
+from promptq.producer.models import JobStatus, Limits
 from promptq.producer.records import Foreign
 
 pytest_plugins = ["contract_fixture"]
@@ -341,3 +341,24 @@ async def test_at_most_100_are_promoted_at_once(contract: Contract) -> None:
     assert (await contract.redis.zcount(keys.lane(LANE), "-inf", "(1e12"), claimed.due_in) == (100, 1)
     await contract.claim(slots=0)
     assert await contract.redis.zcount(keys.lane(LANE), "-inf", "(1e12") == 130
+
+
+async def test_at_most_100_are_ended_at_once(contract: Contract) -> None:
+    """However many jobs have become too large for their model: the script is short, and the worker comes at once."""
+    await contract.accept(*(entry(f"large {number}", estimate="9000") for number in range(120)), entry("small"))
+    await scripts.set_limits(contract.redis, LANE, Limits(tpm=6000), now=contract.now)
+    claimed = await contract.claim(slots=9)
+    assert (claimed.jobs, claimed.has_more) == ((), True)
+    assert await contract.redis.zcard(keys.FAILED) == 100
+    assert await contract.taken(9) == ["small"]
+
+
+async def test_at_most_100_are_held_back_at_once(contract: Contract) -> None:
+    """Plain arq jobs of a model that is paused stand before those of others."""
+    for number in range(120):
+        await contract.plain_enqueue(f"plain {number}")
+        await contract.adopt(entry(f"plain {number}"))
+    await scripts.pause(contract.redis, LANE, now=contract.now)
+    assert (await contract.claim(slots=9)).has_more
+    assert await contract.redis.zcount(keys.lane(keys.INTAKE), 1 << 40, "+inf") == 100
+    assert not (await contract.claim(slots=9)).has_more

@@ -4,8 +4,8 @@
 -- ARGV  1 now | 2 worker | 3 sequence number | 4 free slots | 5 lease ms | 6 time in ms until which it may take run-out leases (0: not at all)
 --       7 '1': may take a job that stalled twice | 8 bytes of payload in one reply | 9 failure TTL ms | 10 result TTL ms
 --       11 lanes this worker knows (JSON) | 12 account that pays | 13... lanes it serves (none: all)
--- reply {now, '1' if slots or bytes stopped it, ms until something comes due or -1, '1' if this worker is to find out
---       whether its account works}, {lane, ...},
+-- reply {now, '1' if slots, bytes or its own bound stopped it, ms until something comes due or -1,
+--       '1' if this worker is to find out whether its account works}, {lane, ...},
 --       {{id, epoch, lane, model, spent, deadline or '', enqueued, stalls, timeouts, payload}, ...},
 --       {{id, lane, payload of plain arq or ''}, ...}
 
@@ -201,6 +201,9 @@ local function take(id, lane, band)
   return true
 end
 
+local MOST_PASSED = 100 -- jobs that one claim ends or holds back instead; the next one comes at once
+local passed = 0
+
 -- Lease at most `most` jobs of one band of one lane; returns whether there may be more.
 local function serve(lane, band, most)
   local meter = meter_of(lane)
@@ -217,6 +220,9 @@ local function serve(lane, band, most)
     if guarded(lane, id, take, lane, band) then
       slots = slots - 1
       if room < math.huge or meter.tpm then room, wait = room_of(now, meter) end -- no number of jobs tells what is left of tokens
+    else
+      passed = passed + 1
+      if passed == MOST_PASSED then has_more = true end
     end
   end
   return #ids == most
