@@ -268,6 +268,20 @@ async def test_an_adopted_job_is_charged_to_its_model(contract: Contract) -> Non
     assert await contract.taken(9) == ["plain"]
 
 
+async def test_adopted_jobs_come_again_about_as_fast_as_they_may_start(contract: Contract) -> None:
+    """All at once they would be looked at by each claim and sent away again; and a limit that is raised is followed."""
+    await limited(contract, jobs=0, rpm=1200)
+    for number in range(80):
+        await contract.plain_enqueue(f"plain {number}")
+        await contract.adopt(entry(f"plain {number}"))
+    assert len(await contract.taken(100)) == 5
+    due = await contract.redis.zrangebyscore(keys.lane(keys.INTAKE), "-inf", contract.now + 1000, withscores=True)
+    delayed = [score for _, score in due if score >= contract.now]
+    assert len(delayed) == 75
+    assert 5 <= sum(score < contract.now + 500 for score in delayed) <= 20
+    assert 30 <= len(await started_within(contract, 2000)) <= 41
+
+
 async def throttle(contract: Contract, run: Run) -> None:
     """The provider says 429 to a call; then the pause is over."""
     contract.later(10)

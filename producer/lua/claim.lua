@@ -170,6 +170,18 @@ local function is_too_large(ledger, meter)
   return least > meter.tpm
 end
 
+local MOST_HELD_BACK = 1000 -- ms
+local held_back = {} -- model -> jobs
+
+-- An adopted job whose model has no room leaves the head of the intake lane to others, and comes again about when its
+-- model has room for it: of many that came at once, all but a few would only be sent away again.
+local function hold_back(id, ledger, wait)
+  local ahead = held_back[ledger.model] or 0
+  held_back[ledger.model] = ahead + 1
+  delay(id, ledger, now + math.ceil(math.max(wait, math.min(MOST_HELD_BACK, wait * (1 + ahead / 2)))))
+  return false
+end
+
 -- Returns whether the job was leased.
 local function take(id, lane, band)
   local ledger = read(id)
@@ -185,7 +197,7 @@ local function take(id, lane, band)
   end
   if ledger.model ~= lane then
     local room, wait = room_of(now, meter)
-    if room == 0 then delay(id, ledger, now + math.ceil(wait or 1000)) return false end
+    if room == 0 then return hold_back(id, ledger, wait or MOST_HELD_BACK) end
   end
   if (ledger.stalls or 0) >= POISON_STALLS - 1 then
     if not may_take_poison then delay(id, ledger, now + 1000) return false end
