@@ -33,12 +33,12 @@ async def until_paused(contract: Contract, jobs: int = OUTAGE + 2) -> None:
     assert said == ["back"] * (OUTAGE - 1) + ["pausing"]
 
 
-async def refused(contract: Contract, reason: str = "bad_key") -> Run:
+async def refused(contract: Contract, reason: str = "bad_key", delay: int = 0) -> Run:
     """Jobs of two models of an account that was refused just now; the run that was."""
     await contract.accept(*entries("a", "b", "c"), entry("other", lane="grok-3"))
     run = await contract.take_one(account=ACCOUNT)
     contract.later(10)
-    assert await contract.settle(run, "throttled", reason=reason, account=ACCOUNT) == "pausing"
+    assert await contract.settle(run, "throttled", reason=reason, account=ACCOUNT, delay=delay) == "pausing"
     return run
 
 
@@ -284,10 +284,11 @@ async def test_only_a_leased_job_is_a_probe(contract: Contract) -> None:
     assert len(await contract.taken(9, serves=(LANE,))) == 1
 
 
+@pytest.mark.parametrize("delay", [0, 600_000])
 @pytest.mark.parametrize("reason", ["bad_key", "no_credit"])
-async def test_a_refused_account_pauses_all_its_models(contract: Contract, reason: str) -> None:
-    """Nothing is spent. Who calls with another key goes on."""
-    run = await refused(contract, reason)
+async def test_a_refused_account_pauses_all_its_models(contract: Contract, reason: str, delay: int) -> None:
+    """Nothing is spent, and no job is held back by what it was told. Who calls with another key goes on."""
+    run = await refused(contract, reason, delay)
     claimed = await contract.claim(slots=9, account=ACCOUNT)
     assert (claimed.jobs, claimed.due_in, claimed.is_to_probe) == ((), 1000, False)
     assert await contract.state(run.id) is JobStatus.QUEUED

@@ -148,7 +148,7 @@ local function settle(at)
     return 'done'
   end
   returned[ledger.lane] = true
-  local is_unreached = kind == 'throttled' and wait > 0 and not is_paused(now, ledger.model)
+  local is_unreached = kind == 'throttled' and wait > 0 and not OF_THE_ACCOUNT[reason] and not is_paused(now, ledger.model)
   if kind == 'retry' or is_unreached then delay(id, ledger, now + wait) else queue(id, ledger) end
   return is_pausing and 'pausing' or 'back'
 end
