@@ -10,7 +10,10 @@ from typing import Final, NamedTuple
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import LimitName, Limits
 
-FIELDS: Final = ["until", "requests", "tokens", "factor", "learned", "dropped", "at", "starts", "spend", "reason"]
+FIELDS: Final = [
+    "until", "requests", "tokens", "factor", "learned", "dropped", "pressed", "grown", "at", "starts", "spend",
+    "reason",
+]  # fmt: skip
 LIMITS: Final = ["rpm", "tpm", "in_flight", "paused"]
 
 _CLIMB = 1.05 ** (1 / 2000)
@@ -18,6 +21,7 @@ _CLIMB_TO_LIMIT = _CLIMB**4
 _LONGEST_CLIMB = 600_000
 """In ms: by then any rate has climbed to its limit, or is forgotten."""
 _FORGOTTEN = 8
+_UNPRESSED = 15_000
 _HALF_OPEN = frozenset({ErrorCode.UNAVAILABLE})
 _SUMMED = 10_000
 """In ms: about as far back as `starts` and `spend` go."""
@@ -98,9 +102,15 @@ class Meter:
         return until is not None and -_GATHERING < until - self._now <= _LONGEST_DEBT
 
     def _climbed(self) -> float:
-        since = self._now - (self._numbers["dropped"] or self._now)
-        climb = _CLIMB_TO_LIMIT if self.limits.rpm or self.limits.tpm else _CLIMB
-        return float(climb ** (since if 0 <= since < _LONGEST_CLIMB else _LONGEST_CLIMB))
+        dropped = self._numbers["dropped"] or self._now
+        since = self._now - dropped
+        if not 0 <= since < _LONGEST_CLIMB:
+            since = _LONGEST_CLIMB
+        if self.limits.rpm or self.limits.tpm or dropped > self._now:
+            return float(_CLIMB_TO_LIMIT**since)
+        pressed = max(self._numbers["pressed"] or 0, dropped)
+        grown = (self._numbers["grown"] or 0) + max(0, min(_UNPRESSED, self._now - pressed))
+        return float(_CLIMB ** min(grown, _LONGEST_CLIMB))
 
 
 def _number(value: bytes | None) -> float | None:

@@ -40,6 +40,8 @@ def meter(values: dict[str, Any], limits: dict[str, Any] | None = None, in_fligh
         {"learned": 30, "dropped": NOW - 9_000},
         {"learned": 30, "dropped": NOW + 9_000},
         {"learned": 30, "dropped": NOW - 90_000},
+        {"learned": 30, "dropped": NOW - 90_000, "grown": 40_000, "pressed": NOW - 3_000},
+        {"learned": 30, "dropped": NOW - 90_000, "grown": 85_000, "pressed": NOW - 3_000},
         {"at": NOW - 3_000, "starts": 12.5, "spend": 40_000},
     ],
 )

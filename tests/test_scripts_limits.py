@@ -338,12 +338,49 @@ async def test_without_a_limit_a_429_teaches_one(contract: Contract) -> None:
     assert 12 <= await rate(contract) <= 16
 
 
+async def test_what_a_429_taught_outlasts_a_night(contract: Contract) -> None:
+    """Nothing was started that could have shown it wrong: the rate is hardly higher in the morning."""
+    await contract.accept(*(entry(f"job {number}") for number in range(60)))
+    runs = await contract.take("w1", slots=20)
+    contract.later(10)
+    await contract.settle(runs[0], "throttled", reason="rate_limited")
+    contract.later(8 * 3_600_000)
+    assert 12 <= await rate(contract, 1) <= 26  # 13 a second, 15 s worth of growth, and a burst
+
+
 async def test_what_a_429_taught_is_forgotten(contract: Contract) -> None:
-    """When the rate has climbed to eight times of it, and nobody has said 429 since."""
-    await contract.accept(*(entry(f"job {number}") for number in range(100)))
+    """When it has held jobs back for so long that it is eight times as high, and nobody has said 429 again."""
+    await contract.accept(*(entry(f"job {number}") for number in range(120)))
+    await throttle(contract, await contract.take_one())  # from then on 40 a minute, at first
+    started = []
+    for _ in range(50):
+        started.append(len(await contract.taken(9)))
+        await contract.taken(9)
+        contract.later(2000)
+    assert max(started[:10]) <= 3
+    assert started[-1] == 9
+
+
+async def test_the_same_limits_again_change_nothing(contract: Contract) -> None:
+    """Neither what is used of them, nor what 429s have taught: a deploy may set them as often as it likes."""
+    await limited(contract, rpm=1200, tpm=60_000)
     await throttle(contract, await contract.take_one())
-    contract.later(90_000)
-    assert len(await contract.taken(100)) == 100
+    await contract.taken(9)
+    before = await contract.redis.hgetall(keys.meter(LANE))
+    for _ in range(5):
+        await scripts.set_limits(contract.redis, LANE, Limits(rpm=1200, tpm=60_000), now=contract.now)
+    assert await contract.redis.hgetall(keys.meter(LANE)) == before
+
+
+async def test_changing_limits_starts_no_new_burst(contract: Contract) -> None:
+    """However often they change, what starts keeps to them."""
+    await limited(contract, jobs=150, rpm=1200)
+    started = 0
+    for step in range(100):
+        await scripts.set_limits(contract.redis, LANE, Limits(rpm=1200 + step % 2), now=contract.now)
+        started += len(await contract.taken(20))
+        contract.later(20)
+    assert started <= 2 * 20 + 6
 
 
 async def test_a_clock_that_is_set_back_holds_nothing_up(contract: Contract) -> None:

@@ -236,13 +236,40 @@ async def test_an_answer_to_the_probe_lets_all_go_on(contract: Contract, kind: K
     assert len(await contract.taken(99)) == OUTAGE + 1
 
 
-@pytest.mark.parametrize("reason", ["provider_error", "timeout"])
-async def test_a_failure_without_an_answer_ends_no_pause(contract: Contract, reason: str) -> None:
-    """A probe that got no answer, on its last attempt, proves nothing."""
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("failed", "provider_error"), ("failed", "timeout"), ("cancelled", ""), ("expired", "")]
+)
+async def test_a_probe_that_ends_otherwise_proves_nothing(contract: Contract, kind: Kind, reason: str) -> None:
+    """Another job tries a second later, not when the time of the first one is over."""
     await until_paused(contract)
     contract.later(1000)
-    await contract.settle(await contract.take_one(), "failed", reason=reason)
+    await contract.settle(await contract.take_one(), kind, reason=reason)
     assert await contract.taken(9) == []
+    contract.later(1000)
+    assert len(await contract.taken(9)) == 1
+
+
+async def test_refusals_that_come_before_answers_are_no_outage(contract: Contract) -> None:
+    """Of 40 calls 15 are refused at once and the others answered later: none of these is spent from the tenth on."""
+    await contract.accept(*(entry(f"job {number}") for number in range(60)))
+    runs = await contract.take("w1", slots=40)
+    for run in runs[:15]:
+        assert await contract.settle(run, "retry", reason="unavailable", delay=60_000) == "back"
+    assert len(await contract.taken(15, "w2")) == 15
+    assert await contract.settle(runs[15]) == "done"
+    spent = [(await contract.ledger(run.id)).get("spent") for run in runs[:15]]
+    assert spent == ["1"] * 9 + [None] * 6
+
+
+async def test_a_last_attempt_in_a_long_row_of_failures_is_not_the_last(contract: Contract) -> None:
+    """The job comes back, but not at once: it would be called and refused again without end."""
+    await contract.accept(*(entry(f"job {number}") for number in range(30)))
+    runs = await contract.take("w1", slots=30)
+    for run in runs[:10]:
+        await contract.settle(run, "failed", reason="unavailable")
+    assert await contract.state(runs[9].id) is JobStatus.DELAYED
+    contract.later(500)
+    assert await contract.taken(9) == [runs[9].id]
 
 
 async def test_a_provider_that_is_not_reached_spends_nothing(contract: Contract) -> None:

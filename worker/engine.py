@@ -324,6 +324,7 @@ class PromptWorker(Worker):
         self._renew_now.set()
 
     def _lost_redis(self, error: BaseException) -> None:
+        self._unfilled = dict(self._settings.limits)  # it may come back empty
         self.leases.broke(error)
         self._bell.set()
 

@@ -219,19 +219,20 @@ local passed = 0
 -- Lease at most `most` jobs of one band of one lane; returns whether there may be more.
 local function serve(lane, band, most)
   local meter = meter_of(lane)
-  local room, wait = room_of(now, meter)
+  local room, wait, is_rate = room_of(now, meter)
   most = math.max(1, math.min(most, room))
   local low, high = band == 0 and '-inf' or exact(band * BAND), '(' .. exact((band + 1) * BAND)
   local ids = redis.call('ZRANGEBYSCORE', K.lane .. lane, low, high, 'LIMIT', 0, most)
   for _, id in ipairs(ids) do
     if room == 0 then
       if wait then come_back(wait) end
+      if is_rate and meter.learned then press(now, meter) end
       return false
     end
     if has_more then return false end
     if guarded(lane, id, take, lane, band) then
       slots = slots - 1
-      if room < math.huge or meter.tpm then room, wait = room_of(now, meter) end -- no number of jobs tells what is left of tokens
+      if room < math.huge or meter.tpm then room, wait, is_rate = room_of(now, meter) end -- no number of jobs tells what is left of tokens
     else
       passed = passed + 1
       if passed == MOST_PASSED then has_more = true end

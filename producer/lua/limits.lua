@@ -12,7 +12,8 @@ local meter = meter_of(model)
 local function rescale(name, old, new)
   if not meter[name] then return end
   local debt = meter[name] - now
-  put(meter, name, old and new and debt > 0 and now + math.min(MOST_DEBT, debt * old / new) or nil)
+  if not (old and new) then put(meter, name, nil)
+  elseif debt > 0 then put(meter, name, now + math.min(MOST_DEBT, debt * old / new)) end
 end
 
 local function write(name, text)
@@ -20,11 +21,18 @@ local function write(name, text)
   else redis.call('HSET', K.limits, model .. ':' .. name, text) end
 end
 
+-- What 429s have taught is forgotten when somebody knows better, not when the same is said again.
+local function is_said_already()
+  local before = redis.call('HMGET', K.limits, model .. ':rpm', model .. ':tpm', model .. ':in_flight')
+  return (before[1] or '') == ARGV[4] and (before[2] or '') == ARGV[5] and (before[3] or '') == ARGV[6]
+end
+
 local function set()
+  if is_said_already() then return end
   local rpm, tpm = rates(now, meter) -- at which it was charged, which a 429 may have made less than the limits
   rescale('requests', rpm, tonumber(ARGV[4]))
   rescale('tokens', tpm, tonumber(ARGV[5]))
-  for _, name in ipairs({ 'factor', 'learned', 'least' }) do
+  for _, name in ipairs({ 'factor', 'learned', 'least', 'pressed', 'grown' }) do
     if meter[name] then put(meter, name, nil) end
   end
   for i, name in ipairs({ 'rpm', 'tpm', 'in_flight' }) do write(name, ARGV[i + 3]) end

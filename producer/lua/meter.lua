@@ -11,6 +11,7 @@ local CLIMB = 1.05 ^ (1 / 2000)      -- after a drop the rate grows by 5 % every
 local CLIMB_TO_LIMIT = CLIMB ^ 4     -- faster where somebody has said how much is allowed
 local LEAST_SHARE = 1 / 64
 local FORGOTTEN = 8      -- times what was learned: nobody has said 429 for long
+local UNPRESSED = 15000  -- ms for which a rate that was learned still grows when it holds nothing back
 local OUTAGE = 10        -- calls in a row that the provider did not take
 local LONGEST_PAUSE = 750000 -- what a provider may ask for, and a quarter more
 local PROBE = 30000      -- after which another job finds out whether a pause may end
@@ -19,7 +20,7 @@ local IN_FLIGHT_POLL = 1000 -- whoever ends a call claims the next; this is the 
 local METER_TTL = 86400000
 
 local METER = {
-  'until', 'strikes', 'since', 'probe', 'failures', 'requests', 'tokens', 'factor', 'learned', 'least', 'dropped', 'answered',
+  'until', 'strikes', 'since', 'probe', 'failures', 'requests', 'tokens', 'factor', 'learned', 'least', 'dropped', 'pressed', 'grown', 'answered',
   'at', 'recent', 'starts', 'spend', 'samples', 'estimated', 'prompted', 'completed', 'reasoned', 'reason',
 }
 local LIMITS = { 'rpm', 'tpm', 'in_flight', 'paused' }
@@ -27,16 +28,31 @@ local HALF_OPEN = { unavailable = true } -- pauses that end with the answer to o
 
 local meters = {} -- of this call
 
+-- A number that a rule can have put there; nil for what somebody else did.
+local function sound(text, least)
+  local number = tonumber(text or nil)
+  if number and number == number and number >= least and number < 2 ^ 53 then return number end
+end
+
+-- Fields of a hash; none of what is no hash, which is thrown away: nobody could write there any more.
+local function fields_of(key, names)
+  local values = redis.pcall('HMGET', key, unpack(names))
+  if not values.err then return values end
+  redis.call('DEL', key)
+  return {}
+end
+
 -- What Redis knows of a model: the fields of its meter and of its limits, as numbers, but for `reason`.
 local function meter_of(model)
   local meter = meters[model]
   if meter then return meter end
   meter = { model = model, changed = {} }
-  local values, limits = redis.call('HMGET', K.meter .. model, unpack(METER)), {}
-  for i, name in ipairs(METER) do meter[name] = name == 'reason' and values[i] or tonumber(values[i] or nil) end
+  local values, limits = fields_of(K.meter .. model, METER), {}
+  for i, name in ipairs(METER) do meter[name] = name == 'reason' and values[i] or sound(values[i], 0) end
   for i, name in ipairs(LIMITS) do limits[i] = model .. ':' .. name end
-  values = redis.call('HMGET', K.limits, unpack(limits))
-  for i, name in ipairs(LIMITS) do meter[name] = tonumber(values[i] or nil) end
+  values = fields_of(K.limits, limits)
+  for i, name in ipairs(LIMITS) do meter[name] = sound(values[i], 1) end
+  if meter.factor == 0 then meter.factor = nil end
   meters[model] = meter
   return meter
 end
@@ -65,10 +81,19 @@ local function write_meters()
   end
 end
 
+-- The ms for which a rate that was learned has grown; less than since it dropped if it held nothing back all the while.
+local function grown_for(now, meter)
+  local pressed = math.max(meter.pressed or 0, meter.dropped or now)
+  return (meter.grown or 0) + math.max(0, math.min(UNPRESSED, now - pressed))
+end
+
+-- How many times higher a rate is than when it dropped. One that was learned grows while it is what holds jobs back:
+-- a night without jobs says nothing of what the account allows.
 local function climbed(now, meter)
   local since = now - (meter.dropped or now)
   if since < 0 then return math.huge end
-  return ((meter.rpm or meter.tpm) and CLIMB_TO_LIMIT or CLIMB) ^ since
+  if meter.rpm or meter.tpm then return CLIMB_TO_LIMIT ^ since end
+  return CLIMB ^ grown_for(now, meter)
 end
 
 -- The part of the limits that may be used: all, or less since the provider said 429.
@@ -107,7 +132,8 @@ local function until_then(now, moment, longest)
   return wait > 0 and wait <= longest and wait or 0
 end
 
--- How many calls of a model may start: a number, or 0 and the ms after which to look again (nil: when somebody says so).
+-- How many calls of a model may start: a number, or 0 and the ms after which to look again (nil: when somebody says so);
+-- and whether it is the rate of requests that holds them back.
 local function room_of(now, meter)
   if meter.paused then return 0 end
   local wait = math.max(until_then(now, meter['until'], LONGEST_PAUSE), until_then(now, meter.probe, PROBE))
@@ -123,7 +149,7 @@ local function room_of(now, meter)
   if owed > 0 then return 0, owed + GATHER end
   if rpm then
     local used = used_until(now, meter.requests, kept(rpm))
-    if used > now then return 0, used - now + GATHER * kept(rpm) / BURST end
+    if used > now then return 0, used - now + GATHER * kept(rpm) / BURST, true end
     room = math.min(room, math.floor((now - used) * rpm / 60000) + 1)
   end
   return room
@@ -204,7 +230,16 @@ local function drop(now, meter, claimed)
     put(meter, 'learned', math.max(1, (rates(now, meter) or 60 * (meter.recent or 0)) * 2 / 3))
     put(meter, 'least', math.max(1, meter.learned / 16))
   else put(meter, 'learned', math.max(meter.least or 1, (meter.learned or 1) - 40)) end
-  if is_new then put(meter, 'dropped', now) end
+  if is_new then
+    put(meter, 'dropped', now)
+    put(meter, 'grown', nil)
+  end
+end
+
+-- The rate that was learned is what holds jobs back now.
+local function press(now, meter)
+  put(meter, 'grown', grown_for(now, meter))
+  put(meter, 'pressed', now)
 end
 
 local function is_paused(now, model)
@@ -224,10 +259,10 @@ local ACCOUNT_TTL = 120000 -- a pause is kept as long as somebody claims under i
 
 -- The pause of an account, or nil. `state`: paused | open (one job finds out whether calls are taken again).
 local function account_pause(account)
-  local values = redis.call('HMGET', K.account .. account, 'until', 'state', 'since', 'strikes', 'probe')
+  local values = fields_of(K.account .. account, { 'until', 'state', 'since', 'strikes', 'probe' })
   if not values[1] then return nil end
-  return { ['until'] = tonumber(values[1]) or 0, state = values[2], since = tonumber(values[3] or nil) or 0,
-    strikes = tonumber(values[4] or nil) or 0, probe = tonumber(values[5] or nil) }
+  return { ['until'] = sound(values[1], 0) or 0, state = values[2], since = sound(values[3], 0) or 0,
+    strikes = sound(values[4], 0) or 0, probe = sound(values[5], 0) }
 end
 
 local function keep_account(now, account, ends)

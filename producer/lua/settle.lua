@@ -11,6 +11,8 @@
 local WIDTH, FIRST = 15, 5
 local MOST_THROTTLES = 10 -- of one job, while others of its model are answered
 local MOST_LESSONS = 4
+local NEXT_PROBE = 1000 -- ms
+local UNSPENT_REST = 500 -- ms for which a job waits that comes back unspent, while its model does not pause
 local now, nobody_claims, account, luck = clock(ARGV[1]), ARGV[2] == '1', ARGV[3], tonumber(ARGV[4]) or 0
 redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 
@@ -73,12 +75,15 @@ local function learn_from(at, ledger)
   if total > 0 then learn(meter_of(ledger.model), ledger.estimate, prompt, total - prompt - reasoning, reasoning) end
 end
 
--- The provider did not take a call: after ten in a row its model pauses, and after one that tried whether the pause may
--- end. Returns whether it does, and since just now.
+-- The provider did not take a call. From the tenth in a row on none is spent; the model pauses when the row is also as
+-- long as what is in flight, since refusals come sooner than answers, or when this was the one that tried whether a
+-- pause may end. Returns whether it is unspent, and whether the model pauses since just now.
 local function count_failure(ledger)
   local meter = meter_of(ledger.model)
   put(meter, 'failures', (meter.failures or 0) + 1)
-  if meter.failures < OUTAGE and not (meter.strikes and HALF_OPEN[meter.reason]) then return false, false end
+  local is_half_open = meter.strikes and HALF_OPEN[meter.reason]
+  if meter.failures < OUTAGE and not is_half_open then return false, false end
+  if meter.failures < redis.call('ZCARD', K.running .. ledger.model) and not is_half_open then return true, false end
   return true, pause(now, meter, ledger.claimed, 0, 'unavailable', luck)
 end
 
@@ -101,6 +106,13 @@ local function pause_for_the_account(ledger, reason)
   return true
 end
 
+-- If this run was to find out whether a pause may end, it has not: another one may, at once if it was only given back.
+local function pass_probe_on(ledger, kind)
+  local meter = meter_of(ledger.model)
+  if not meter.probe or ledger.claimed < (meter.since or 0) then return end
+  put(meter, 'probe', kind ~= 'released' and now + NEXT_PROBE or nil)
+end
+
 -- What a failure means for the other jobs of its model. Returns the kind that the outcome has in its light, whether
 -- something pauses because of it, and whether the job itself is to fail.
 local function heed(id, ledger, kind, reason, delay)
@@ -108,8 +120,10 @@ local function heed(id, ledger, kind, reason, delay)
     local is_outage, is_new = count_failure(ledger)
     return is_outage and 'throttled' or kind, is_new, false
   end
-  if kind == 'released' then put(meter_of(ledger.model), 'probe', nil) end -- if it tried, another one may
-  if kind ~= 'throttled' then return kind, false, false end
+  if kind ~= 'throttled' then
+    pass_probe_on(ledger, kind)
+    return kind, false, false
+  end
   if OF_THE_ACCOUNT[reason] then return kind, pause_for_the_account(ledger, reason), false end
   return kind, throttle(id, ledger, delay)
 end
@@ -148,8 +162,9 @@ local function settle(at)
     return 'done'
   end
   returned[ledger.lane] = true
-  local is_unreached = kind == 'throttled' and wait > 0 and not OF_THE_ACCOUNT[reason] and not is_paused(now, ledger.model)
-  if kind == 'retry' or is_unreached then delay(id, ledger, now + wait) else queue(id, ledger) end
+  local is_unspent = kind == 'throttled' and reason == 'unavailable' and not is_paused(now, ledger.model)
+  if is_unspent then wait = math.max(wait, UNSPENT_REST) end
+  if kind == 'retry' or is_unspent then delay(id, ledger, now + wait) else queue(id, ledger) end
   return is_pausing and 'pausing' or 'back'
 end
 
