@@ -80,8 +80,8 @@ async def _play(rig: Rig) -> tuple[list[Phase], list[float]]:
             phases = [
                 await _phase("halved", RATES["halved"], seconds, lambda: _allow(on, "halved")),
                 await _phase("raised", RATES["raised"], seconds, lambda: _allow(on, "raised")),
-                await _phase("paused", 0, seconds, lambda: on.pause(MODEL)),
-                await _phase("resumed", RATES["raised"], seconds, lambda: on.resume(MODEL)),
+                await _phase("paused", 0, seconds, lambda: on.queue.pause(MODEL)),
+                await _phase("resumed", RATES["raised"], seconds, lambda: on.queue.resume(MODEL)),
             ]
         return phases, sorted(call.started_at for call in await on.calls_of("job"))
 
@@ -94,4 +94,4 @@ async def _phase(name: str, rate: int, seconds: float, change: Callable[[], Awai
 
 
 async def _allow(on: Stage, name: str) -> None:
-    await on.set_limits(MODEL, rpm=RATES[name] * 60)
+    await on.queue.set_limits(MODEL, rpm=RATES[name] * 60)

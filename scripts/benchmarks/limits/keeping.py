@@ -97,7 +97,7 @@ async def _use(
     knobs = {"limits": {"*": LIMITS}, "latency": LATENCY, "answer_tokens": load.answer_tokens}
     async with stage(rig, **knobs) as on:
         if limits:
-            await on.set_limits(MODEL, **limits)
+            await on.queue.set_limits(MODEL, **limits)
         if contender is PROMPTQ:
             await on.enqueue(texts, max_tokens=load.max_tokens)
         else:

@@ -85,7 +85,7 @@ def _next(rig: Rig, what: str, taken: Sequence[float], waited: Sequence[float]) 
 async def _neighbour(rig: Rig) -> list[float]:
     asked: dict[int, float] = {}
     async with stage(rig, latency=LATENCY) as on:
-        await on.set_limits(MODEL, **SATURATED)
+        await on.queue.set_limits(MODEL, **SATURATED)
         await on.enqueue(numbered(BACKLOG, "backlog"))
         with on.fleet():
             await on.until_calls(rig.plan.limits_workers)

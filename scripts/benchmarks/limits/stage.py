@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contenders import MAX_TOKENS, MODEL, PROMPTQ, producer_settings, prompts
-from promptq.producer import JobHandle, PromptQueue, scripts
-from promptq.producer.models import Limits
+from promptq.producer import JobHandle, PromptQueue
 from promptq.worker.simulator.books import JournalEntry
 from promptq.worker.simulator.control import SimulatorControl
 from promptq.worker.simulator.process import running_simulator
@@ -54,18 +53,6 @@ class Stage:
     async def enqueue(self, texts: Sequence[str], **options: Any) -> list[JobHandle]:
         """By `enqueue_many`, with the same model and `max_tokens` for all unless the options say otherwise."""
         return await self.queue.enqueue_many(texts, **{"model": MODEL, "max_tokens": MAX_TOKENS} | options)
-
-    async def set_limits(self, model: str, **limits: int) -> None:
-        """For the whole fleet, as of now: rpm, tpm, in_flight."""
-        await scripts.set_limits(self.queue._link.redis, model, Limits(**limits))
-
-    async def pause(self, model: str) -> None:
-        """Until it is resumed."""
-        await scripts.pause(self.queue._link.redis, model)
-
-    async def resume(self, model: str) -> None:
-        """End the pause."""
-        await scripts.resume(self.queue._link.redis, model)
 
     async def until_calls(self, count: int) -> None:
         """Until the simulator has seen so many calls."""

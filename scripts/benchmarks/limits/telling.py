@@ -40,6 +40,8 @@ class Books:
     """That the simulator saw."""
     generations: Sequence[int]
     """That it started, and charges."""
+    seconds: float
+    """From the first call to the last result."""
 
     @property
     def attempts(self) -> list[int]:
@@ -63,6 +65,10 @@ def ledgers(rig: Rig) -> list[Figure]:
         compared(
             rig.measure, f"{jobs}: generations started", "calls", ours=[sum(books.generations)],
             contender=SEEN, theirs=[sum(books.calls)], target=Target(1, "ratio", "at most"),
+        ),
+        Figure(
+            rig.measure, f"{jobs}: from the first call to the last result", books.seconds, "s",
+            samples={"promptq": [books.seconds]},
         ),
     ]  # fmt: skip
 
@@ -97,9 +103,15 @@ async def _books(rig: Rig) -> Books:
         with on.fleet(slots=SLOTS):
             async for result in on.queue.as_completed(numbers, timeout=300):
                 results[numbers[result.id]].append(result)
+            ended = time.time()
         seen = await on.calls_of("job")
     calls, generations = _by_number(seen), _by_number([call for call in seen if call.generation])
-    return Books(results, [calls[number] for number in range(count)], [generations[number] for number in range(count)])
+    return Books(
+        results,
+        [calls[number] for number in range(count)],
+        [generations[number] for number in range(count)],
+        ended - seen[0].started_at,
+    )
 
 
 def _by_number(calls: Sequence[JournalEntry]) -> Counter[int]:
@@ -110,7 +122,7 @@ async def _sizes(rig: Rig) -> tuple[list[JobResult], list[JobResult], int, float
     """Results of the big and of the huge ones, answers 429, and the seconds that the big ones took."""
     knobs = {"limits": {"*": {"tpm": TPM}}, "latency": LATENCY, "answer_tokens": BIG}
     async with stage(rig, **knobs) as on:
-        await on.set_limits(MODEL, tpm=TPM)
+        await on.queue.set_limits(MODEL, tpm=TPM)
         with on.fleet():
             huge = await _results(on, [text.ljust(HUGE, ".") for text in numbered(rig.plan.limits_bigs, "huge")])
             began = time.perf_counter()
