@@ -23,6 +23,7 @@ class Job:
     number: int
     holder: str = ""
     held_until: int = 0
+    leases: int = 0
     starts: int = 0
     returns: int = 0
     ends: int = 0
@@ -76,6 +77,7 @@ class Books:
         job = self.jobs[job_id]
         if job.held_until > now and job.holder != token:
             self.complaints.append(f"two live leases: {job_id} of {job.holder} and {token}")
+        job.leases += job.holder != token
         job.holder, job.held_until = token, now + LEASE
 
     async def _open_ledgers(self) -> Ledgers:
@@ -111,9 +113,15 @@ class Books:
                     continue
                 if left.entry.band < taken.entry.band:
                     self.complaints.append(f"band: {taken.entry.id} went before {left.entry.id}")
-                is_same = (left.entry.tenant, left.entry.band) == (taken.entry.tenant, taken.entry.band)
-                if is_same and left.has_turn_by_number and taken.has_turn_by_number and left.number < taken.number:
-                    self.complaints.append(f"out of turn: {taken.entry.id} went before {left.entry.id}")
+                if (left.entry.tenant, left.entry.band) == (taken.entry.tenant, taken.entry.band):
+                    self._check_turns(taken, left)
+
+    def _check_turns(self, taken: Job, left: Job) -> None:
+        """Inside a tenant: the one accepted first goes first, and a job that was leased before is next."""
+        if left.has_turn_by_number and taken.has_turn_by_number and left.number < taken.number:
+            self.complaints.append(f"out of turn: {taken.entry.id} went before {left.entry.id}")
+        if left.leases and taken.leases == 1 and taken.entry.lane != keys.INTAKE:
+            self.complaints.append(f"not next: {left.entry.id} came back, and {taken.entry.id} went before it")
 
     def settled(self, outcome: Settlement, said: str) -> None:
         """An outcome was written, whether or not its worker hears of it."""
@@ -151,8 +159,8 @@ class Books:
             job.ends += 1
             job.release()
 
-    async def close(self, heard: Counter[str]) -> list[str]:
-        """The complaints, when all has come to an end; `heard`: final messages by job."""
+    async def close(self, heard: Counter[str]) -> None:
+        """All has come to an end; `heard`: final messages by job."""
         async with self.redis.pipeline(transaction=False) as pipe:
             for job_id in self.jobs:
                 pipe.get(keys.result(job_id))
@@ -162,7 +170,7 @@ class Books:
             self._check_end(job_id, job, replies[2 * index], replies[2 * index + 1], heard[job_id])
         await self._check_usage()
         await self._check_groups()
-        return self.complaints
+        await self._check_leftovers()
 
     def _check_end(self, job_id: str, job: Job, result: bytes | None, ledger: dict[bytes, bytes], heard: int) -> None:
         if result is None or not JobStatus(ledger.get(b"state", b"queued").decode()).is_final:
@@ -199,3 +207,13 @@ class Books:
             total += sum(int(amount) for name, amount in books.items() if name.endswith(b":total_tokens"))
         if total != sum(self.paid.values()):
             self.complaints.append(f"usage: {total} on the books, {sum(self.paid.values())} paid")
+
+    async def _check_leftovers(self) -> None:
+        found = [key async for key in self.redis.scan_iter(count=1000)]
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for key in found:
+                pipe.pttl(key)
+            ttls = await pipe.execute()
+        for key, ttl in zip(found, ttls, strict=True):
+            if ttl == -1 and not keys.is_permanent(key):
+                self.complaints.append(f"left for ever: {key.decode()}")

@@ -2,28 +2,28 @@
 
 import copy
 import hashlib
+from functools import partial
 
+import fakeredis
 import pytest
 import redis.asyncio
 
 from promptq.producer import scripts
-from schedules import Schedule
+from schedules import live
 
-STEPS = 60
-SEEDS_FOR_THE_BROKEN = range(1000, 1040)
 VERBS = ("ENQUEUE", "CLAIM", "SETTLE", "RENEW", "CANCEL", "ADOPT")
 
 
-@pytest.mark.parametrize("seed", range(12))
-async def test_a_random_life_on_the_fake(fake_redis: redis.asyncio.Redis, seed: int) -> None:
+@pytest.mark.timeout(600)  # a failing schedule is made short first
+def test_random_schedules_on_the_fake(fake_server: fakeredis.FakeServer) -> None:
     """Nothing is lost, ends twice or is held twice; books, turns and bands are right; nothing stays for ever."""
-    assert await Schedule(fake_redis, seed).live(STEPS) == []
+    live(partial(fakeredis.FakeAsyncRedis, server=fake_server), examples=15)
 
 
-@pytest.mark.parametrize("seed", range(100, 125))
-async def test_a_random_life_on_the_real(redis_client: redis.asyncio.Redis, seed: int) -> None:
+@pytest.mark.timeout(600)
+def test_random_schedules_on_the_real(redis_url: str) -> None:
     """The same on a real server."""
-    assert await Schedule(redis_client, seed).live(STEPS) == []
+    live(partial(redis.asyncio.Redis.from_url, redis_url), examples=60)
 
 
 RULES = {
@@ -64,24 +64,18 @@ RULES = {
         "group",
     ),
     "readers are told": ("redis.pcall('PUBLISH', K.done .. id, state)", "", "ended 0 times"),
+    "what has ended does not stay": ("redis.call('PEXPIRE', K.ledger .. id, ttl)", "", "left for ever"),
 }
 
 
 @pytest.mark.leaves_keys("a broken contract")
 @pytest.mark.parametrize("rule", RULES)
-async def test_a_broken_rule_is_noticed(
-    redis_client: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch, rule: str
-) -> None:
+def test_a_broken_rule_is_noticed(redis_url: str, monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
     """One rule of one script is taken away: some schedule complains of just that."""
     text, broken, complaint = RULES[rule]
     break_scripts(monkeypatch, text, broken)
-    heard: set[str] = set()
-    for seed in SEEDS_FOR_THE_BROKEN:
-        await redis_client.flushall()
-        heard |= set(await Schedule(redis_client, seed).live(STEPS))
-        if any(each.startswith(complaint) for each in heard):
-            return
-    pytest.fail(f"not noticed: {rule}; only {sorted(heard)[:5]}")
+    with pytest.raises(AssertionError, match=complaint):
+        live(partial(redis.asyncio.Redis.from_url, redis_url), examples=100, about=complaint, shrinks=False)
 
 
 def break_scripts(monkeypatch: pytest.MonkeyPatch, text: str, broken: str) -> None:
