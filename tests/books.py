@@ -1,18 +1,45 @@
 """What must be true of a queue whatever happens to it: `Books` hears of every call that Redis carries out."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from contract import LEASE
+from meters import Meter
 from promptq.producer import keys
 from promptq.producer.models import JobStatus
-from promptq.producer.records import Claimed, ClaimRequest, Entry, Settlement
+from promptq.producer.records import (
+    Claimed,
+    ClaimedJob,
+    ClaimRequest,
+    Enqueued,
+    Entry,
+    LaneFull,
+    Settlement,
+    TenantFull,
+)
 
 TOTAL_TOKENS: Final = 4
+OVER_OTHERWISE: Final = ("succeeded", "cancelled", "expired")
+WAITING: Final = ("queued", "delayed")
 RETURNING: Final = ("retry", "throttled", "released")
-Ledgers = dict[str, tuple[str, str, int]]
-"""State, token and end of the lease by job id."""
+OF_THE_ACCOUNT: Final = ("bad_key", "no_credit")
+
+
+class Ledger(NamedTuple):
+    """What stands in the ledger of an accepted job."""
+
+    state: str
+    token: str
+    due: int
+    model: str
+    charged: int | None
+
+
+OVER: Final = Ledger("over", "", 0, "", None)
+Ledgers = dict[str, Ledger]
+"""By job id."""
 
 
 @dataclass(slots=True)
@@ -26,7 +53,12 @@ class Job:
     leases: int = 0
     starts: int = 0
     returns: int = 0
+    lives: int = 1
     ends: int = 0
+    epoch: int = 1
+    model: str = ""
+    claimed: int = 0
+    charged: int | None = None
     result: bytes | None = None
     is_over: bool = False
 
@@ -39,6 +71,13 @@ class Job:
         """Nobody holds it any more."""
         self.holder, self.held_until = "", 0
 
+    def begin_anew(self, number: int) -> None:
+        """It was requeued: at the end of the turns, and runnable at once."""
+        self.entry, self.number = self.entry._replace(delay=0), number
+        self.leases = self.starts = self.returns = 0
+        self.lives, self.epoch = self.lives + 1, self.epoch + 1
+        self.result, self.is_over = None, False
+
 
 @dataclass(slots=True)
 class Books:
@@ -49,12 +88,45 @@ class Books:
     paid: dict[tuple[str, str], int] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
     answers: dict[str, set[str]] = field(default_factory=dict)
+    meters: defaultdict[str, Meter] = field(default_factory=lambda: defaultdict(Meter))
+    caps: dict[str, int] = field(default_factory=dict)
+    is_account_paused: bool = False
+    numbers: int = 0
 
-    def accepted(self, entry: Entry, disposition: str) -> None:
+    def accepted(self, entry: Entry, disposition: str = "created") -> None:
         """A producer heard what became of a new job of its own."""
         if disposition != "created":
             self.complaints.append(f"own job reported as {disposition}: {entry.id}")
-        self.jobs.setdefault(entry.id, Job(entry, len(self.jobs)))
+        self.jobs.setdefault(entry.id, Job(entry, self._next_number()))
+
+    def enqueued(
+        self, entries: Sequence[Entry], said: list[Enqueued] | LaneFull | TenantFull, before: Counter[str]
+    ) -> None:
+        """A producer's call was carried out; `before`: what waited of each tenant."""
+        wanted = before + Counter(entry.tenant for entry in entries if entry.id not in self.jobs)
+        is_over = any(wanted[tenant] > max(cap, before[tenant]) for tenant, cap in self.caps.items())
+        if isinstance(said, list) == is_over:
+            self.complaints.append(f"cap: {said} with {dict(wanted)} of {self.caps}")
+        if isinstance(said, list):
+            for entry, each in zip(entries, said, strict=True):
+                self.accepted(entry, each.disposition)
+
+    def requeued(self, job_id: str, said: str, state: str) -> None:
+        """A failed job was to run again; `state` before that."""
+        expected = {"failed": "requeued", "": "unknown"}.get(state) or ("over" if state in OVER_OTHERWISE else "open")
+        if said != expected:
+            self.complaints.append(f"requeue said {said} of a job that was {state}: {job_id}")
+        if said == "requeued":
+            self.jobs[job_id].begin_anew(self._next_number())
+
+    def _next_number(self) -> int:
+        self.numbers += 1
+        return self.numbers
+
+    async def waiting(self) -> Counter[str]:
+        """How many jobs of each tenant wait."""
+        ledgers = await self._open_ledgers()
+        return Counter(self.jobs[job_id].entry.tenant for job_id, each in ledgers.items() if each.state in WAITING)
 
     async def claimed(self, now: int, request: ClaimRequest, claimed: Claimed) -> None:
         """A claim was carried out, whether or not its worker hears of it."""
@@ -70,8 +142,23 @@ class Books:
             self._lease(now, job_id, request.token)
         ledgers = await self._open_ledgers()
         self._compare(now, request, ids, ledgers)
+        await self._check_waiting(ledgers)
         if not is_repetition:
             self._check_order(ids, ledgers)
+            for job in claimed.jobs:
+                self._start(now, job, ledgers)
+
+    def _start(self, now: int, claimed: ClaimedJob, ledgers: Ledgers) -> None:
+        """A job was leased, and charged to its model."""
+        job, meter = self.jobs[claimed.id], self.meters[claimed.model]
+        job.model, job.claimed, job.charged = claimed.model, now, ledgers.get(claimed.id, OVER).charged
+        wrongs = list(meter.start(now, job.charged or 0))
+        running = sum(each.model == claimed.model and each.state == "running" for each in ledgers.values())
+        if meter.limits.in_flight and running > meter.limits.in_flight:
+            wrongs.append(f"over the limit: calls in flight, {running} of {meter.limits.in_flight}")
+        if self.is_account_paused:
+            wrongs.append("started under a pause of the account")
+        self.complaints += [f"{wrong}: {claimed.model}, {claimed.id}" for wrong in wrongs]
 
     def _lease(self, now: int, job_id: str, token: str) -> None:
         job = self.jobs[job_id]
@@ -85,28 +172,43 @@ class Books:
         open_jobs = [job for job in self.jobs.values() if not job.is_over]
         async with self.redis.pipeline(transaction=False) as pipe:
             for job in open_jobs:
-                pipe.hmget(keys.ledger(job.entry.id), "state", "token", "due")
+                pipe.hmget(keys.ledger(job.entry.id), "state", "token", "due", "model", "charged")
             replies = await pipe.execute()
         ledgers: Ledgers = {}
-        for job, (state, token, due) in zip(open_jobs, replies, strict=True):
+        for job, (state, token, due, model, charged) in zip(open_jobs, replies, strict=True):
             if state is not None:
-                ledgers[job.entry.id] = state.decode(), (token or b"").decode(), int(due or 0)
+                ledgers[job.entry.id] = Ledger(
+                    state.decode(), (token or b"").decode(), int(due or 0), model.decode(), charged and int(charged)
+                )
                 job.is_over = JobStatus(state.decode()).is_final
         return ledgers
 
     def _compare(self, now: int, request: ClaimRequest, ids: set[str], ledgers: Ledgers) -> None:
         """What a claim leased is in its answer, and nothing else is."""
         for job_id in ids:
-            state, token, due = ledgers.get(job_id, ("over", "", 0))
-            if (state, token) != ("running", request.token) or due <= now:
-                self.complaints.append(f"handed over without a lease: {job_id}, {state}")
-        for job_id, (state, token, _) in ledgers.items():
-            if state == "running" and token == request.token and job_id not in ids:
+            ledger = ledgers.get(job_id, OVER)
+            if (ledger.state, ledger.token) != ("running", request.token) or ledger.due <= now:
+                self.complaints.append(f"handed over without a lease: {job_id}, {ledger.state}")
+        for job_id, ledger in ledgers.items():
+            if ledger.state == "running" and ledger.token == request.token and job_id not in ids:
                 self.complaints.append(f"leased and not handed over: {job_id}")
+
+    async def _check_waiting(self, ledgers: Ledgers) -> None:
+        """The counts of what waits of each tenant are what the ledgers say."""
+        expected: Counter[tuple[str, str]] = Counter()
+        for entry in (self.jobs[job_id].entry for job_id, each in ledgers.items() if each.state in WAITING):
+            expected[entry.lane, f"{entry.band}:{entry.tenant}"] += 1
+        found = {
+            (lane, place.decode()): int(jobs)
+            for lane in {entry.lane for entry in (job.entry for job in self.jobs.values())}
+            for place, jobs in (await self.redis.hgetall(keys.waiting(lane))).items()
+        }
+        if found != expected:
+            self.complaints.append(f"waiting: {found} instead of {dict(expected)}")
 
     def _check_order(self, ids: set[str], ledgers: Ledgers) -> None:
         """No job is left queued that should have gone before one that was taken."""
-        waiting = [self.jobs[job_id] for job_id, (state, _, _) in ledgers.items() if state == "queued"]
+        waiting = [self.jobs[job_id] for job_id, each in ledgers.items() if each.state == "queued"]
         for taken in (self.jobs[job_id] for job_id in ids):
             for left in waiting:
                 if left.entry.lane != taken.entry.lane:
@@ -123,24 +225,47 @@ class Books:
         if left.leases and taken.leases == 1 and taken.entry.lane != keys.INTAKE:
             self.complaints.append(f"not next: {left.entry.id} came back, and {taken.entry.id} went before it")
 
-    def settled(self, outcome: Settlement, said: str) -> None:
+    def settled(self, now: int, outcome: Settlement, said: str) -> None:
         """An outcome was written, whether or not its worker hears of it."""
         job = self.jobs[outcome.id]
         if outcome.attempt:
             self.paid[outcome.id, outcome.token] = outcome.usage[TOTAL_TOKENS] or 0
         if said not in ("done", "back", "pausing", "over", "stale"):
             self.complaints.append(f"settle said {said}: {outcome.id}")
+        self._meter(now, job, outcome, said)
         if said in ("done", "back", "pausing"):
-            if outcome.kind != "succeeded" and outcome.token != job.holder:
-                self.complaints.append(f"fence: {outcome.token} {outcome.kind} what {job.holder} holds: {outcome.id}")
+            self._check_fence(job, outcome)
             job.release()
         if said in ("back", "pausing"):
             job.returns += 1
         elif said == "done":
             job.ends += 1
             job.result = outcome.result if outcome.kind not in RETURNING else None
-        elif said == "stale" and outcome.kind == "succeeded":
+        elif said == "stale" and outcome.kind == "succeeded" and outcome.epoch == str(job.epoch):
             self.complaints.append(f"a paid answer was refused: {outcome.id}")
+
+    def _check_fence(self, job: Job, outcome: Settlement) -> None:
+        if outcome.kind != "succeeded" and outcome.token != job.holder:
+            self.complaints.append(f"fence: {outcome.token} {outcome.kind} what {job.holder} holds: {outcome.id}")
+        if outcome.epoch != str(job.epoch):
+            self.complaints.append(f"fence: an answer of another life: {outcome.id}")
+
+    def _meter(self, now: int, job: Job, outcome: Settlement, said: str) -> None:
+        """What an outcome says of its model and its account."""
+        meter = self.meters[job.model]
+        if outcome.token == job.holder:
+            if not outcome.attempt:
+                meter.refund(now)
+            more = (outcome.usage[TOTAL_TOKENS] or 0) - (job.charged or 0)
+            if job.charged is not None and (more < 0 or job.held_until > now):
+                meter.charge(now, more)
+            meter.was_throttled = meter.was_throttled or outcome.reason == "rate_limited"
+            if outcome.kind in ("succeeded", "failed") and outcome.attempt:
+                meter.answer(job.claimed)
+        if said == "pausing" and outcome.reason in OF_THE_ACCOUNT:
+            self.is_account_paused = True
+        elif said == "pausing":
+            meter.pause(now, outcome.delay if outcome.reason == "rate_limited" else 0, outcome.reason)
 
     def renewed(self, now: int, job_id: str, token: str, said: str) -> None:
         """A renewal was carried out."""
@@ -177,8 +302,8 @@ class Books:
             self.complaints.append(f"lost: {job_id}, {ledger.get(b'state')!r}")
         elif job.result is not None and job.result != result:
             self.complaints.append(f"a second result over the first: {job_id}")
-        if job.ends > 1 or heard != 1:
-            self.complaints.append(f"ended {max(job.ends, heard)} times: {job_id}")
+        if job.ends > job.lives or heard != job.lives:
+            self.complaints.append(f"ended {max(job.ends, heard)} times in {job.lives} lives: {job_id}")
         stalls = int(ledger.get(b"stalls", 0))
         if job.starts > 1 + job.returns + stalls:
             self.complaints.append(f"started {job.starts} times, {job.returns} returns, {stalls} stalls: {job_id}")
@@ -193,7 +318,8 @@ class Books:
             state, group = await self.redis.hmget(keys.ledger(job_id), "state", "group")
             if group:
                 counters = expected.setdefault(group.decode(), Counter())
-                counters.update([state.decode(), "jobs", "ended"])
+                counters.update({state.decode(): 1, "jobs": 1, "ended": self.jobs[job_id].lives})
+                counters.update({"requeued": self.jobs[job_id].lives - 1} if self.jobs[job_id].lives > 1 else {})
         for name, counters in expected.items():
             found = await self.redis.hgetall(keys.group(name))
             told = {field.decode(): int(value) for field, value in found.items() if field != b"ttl" and int(value)}

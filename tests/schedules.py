@@ -13,34 +13,38 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from fleet import A_LOT, LANES, SLOTS, WORKERS, Fleet
+from fleet import A_LOT, ENDINGS, LANES, SLOTS, WORKERS, Fleet
 from promptq.producer import keys
 
-STEPS: Final = 60
+STEPS: Final = 80
 THE_LAST: Final = "the last message"
 
 workers = st.integers(0, WORKERS - 1)
 jobs = st.integers(0, 99)
+tenants = st.sampled_from("xy")
 wishes = st.lists(
     st.fixed_dictionaries(
         {},
         optional={
             "lane": st.sampled_from(LANES),
             "band": st.sampled_from([0, 1, 2]),
-            "tenant": st.sampled_from("xy"),
+            "tenant": tenants,
             "delay": st.sampled_from([0, 0, 0, 100, 5000]),
             "deadline": st.sampled_from(["", "", "", "+1000", "+30000"]),
             "group": st.sampled_from(["one", "two"]),
+            "estimate": st.sampled_from(["100/100", "20000/0"]),
             "payload": st.sampled_from([b"p", b"p" * 900]),
         },
     ),
     min_size=1,
     max_size=5,
 )
-endings = st.lists(
-    st.sampled_from(["succeeded"] * 3 + ["retry"] * 2 + ["released", "unstarted", "failed", "throttled"]),
-    max_size=SLOTS,
+endings = st.lists(st.sampled_from(["succeeded", "retry", *sorted(ENDINGS)]), max_size=SLOTS)
+limits = st.fixed_dictionaries(
+    {},
+    optional={"rpm": st.sampled_from([120, 600]), "tpm": st.just(60_000), "in_flight": st.sampled_from([1, 3])},
 )
+models = st.sampled_from(LANES)
 troubles = st.sampled_from(["", "", "", "unsent", "unheard"])
 times = st.sampled_from([1, 300, 1000, 3000, 12_000])
 
@@ -83,6 +87,15 @@ class Schedule(RuleBasedStateMachine):
     step_clock = rule(milliseconds=times)(step(Fleet.step_clock))
     freeze = rule(worker=workers)(step(Fleet.freeze))
     kill = rule(worker=workers)(step(Fleet.kill))
+    requeue = rule(job=jobs)(step(Fleet.requeue))
+    requeue_again = rule()(step(Fleet.requeue_again))
+    set_limits = rule(model=models, limits=limits)(step(Fleet.set_limits))
+    hold = rule(model=models, is_held=st.booleans())(step(Fleet.hold))
+    set_tenant = rule(tenant=tenants, weight=st.sampled_from([None, 3]), max_queued=st.sampled_from([None, 3]))(
+        step(Fleet.set_tenant)
+    )
+    look_at_account = rule(said=st.sampled_from(["works", "refused"]))(step(Fleet.look_at_account))
+    break_down = rule()(step(Fleet.break_down))
 
     def teardown(self) -> None:
         """Everything comes to its end, unless the schedule has failed before."""

@@ -11,7 +11,7 @@ import redis.asyncio
 from promptq.producer import scripts
 from schedules import live
 
-VERBS = ("ENQUEUE", "CLAIM", "SETTLE", "RENEW", "CANCEL", "ADOPT")
+VERBS = ("ENQUEUE", "CLAIM", "SETTLE", "RENEW", "CANCEL", "ADOPT", "REQUEUE", "LIMITS", "PROBED")
 
 
 @pytest.mark.timeout(600)  # a failing schedule is made short first
@@ -64,6 +64,57 @@ RULES = {
         "group",
     ),
     "readers are told": ("redis.pcall('PUBLISH', K.done .. id, state)", "", "ended 0 times"),
+    "requests are limited": (
+        "room = math.min(room, math.floor((now - used) * rpm / 60000) + 1)",
+        "",
+        "over the limit: requests",
+    ),
+    "requests are charged": ("charge_requests(now, meter, 1)", "", "over the limit: requests"),
+    "tokens are limited": (
+        "if tpm and meter.tokens and math.min(meter.tokens, now + MOST_DEBT) > now then",
+        "if false then",
+        "over the limit: tokens",
+    ),
+    "what was really used is charged": (
+        "if used > charged or is_young then charge_tokens(now, meter, used - charged) end",
+        "",
+        "over the limit: tokens",
+    ),
+    "calls in flight are limited": (
+        "room = math.min(room, meter.in_flight - redis.call('ZCARD', K.running .. meter.model))",
+        "",
+        "over the limit: calls in flight",
+    ),
+    "a paused model is not claimed": ("if wait > 0 then return 0, wait end", "", "started under a pause"),
+    "nor is one that an operator holds": ("if meter.paused then return 0 end", "", "started under a pause"),
+    "nor is a paused account": ("slots = math.min(slots, room)", "", "started under a pause of the account"),
+    "one job finds out whether a model is back": (
+        "if meter.strikes and HALF_OPEN[meter.reason] then room = 1 end",
+        "",
+        "started beside a probe",
+    ),
+    "a cap is kept": ("if cap and waiting + more > cap then", "if false then", "cap"),
+    "what waits is counted": (
+        "if WAITS[state] ~= WAITS[ledger.state] then count(ledger, WAITS[state] and 1 or -1) end",
+        "",
+        "waiting",
+    ),
+    "a requeued job has a new life": ("(tonumber(ledger.epoch) or 0) + 1", "ledger.epoch", "fence"),
+    "a requeued job goes last": (
+        "ledger.tenant or 'default', nil",
+        "ledger.tenant or 'default', ledger.turn",
+        "out of turn",
+    ),
+    "a requeued job keeps its attempts": (
+        "unpack(FORGOTTEN)",
+        "unpack(redis.call('HKEYS', K.ledger .. id))",
+        "attempts are not what was called",
+    ),
+    "a requeue is known by its nonce": (
+        "if redis.call('HGET', K.ledger .. id, 'requeued') == nonce then return 'requeued' end",
+        "",
+        "fence",
+    ),
     "what has ended does not stay": ("redis.call('PEXPIRE', K.ledger .. id, ttl)", "", "left for ever"),
 }
 
