@@ -26,6 +26,14 @@ WAITING: Final = ("queued", "delayed")
 RETURNING: Final = ("retry", "throttled", "released")
 OF_THE_ACCOUNT: Final = ("bad_key", "no_credit")
 
+# One round trip for many keys.
+LEDGERS: Final = """local found = {}
+for i, key in ipairs(KEYS) do found[i] = redis.call('HMGET', key, 'state', 'token', 'due', 'model', 'charged') end
+return found"""
+HASHES: Final = """local found = {}
+for i, key in ipairs(KEYS) do found[i] = redis.call('HGETALL', key) end
+return found"""
+
 
 class Ledger(NamedTuple):
     """What stands in the ledger of an accepted job."""
@@ -170,10 +178,8 @@ class Books:
     async def _open_ledgers(self) -> Ledgers:
         """What stands in the ledgers of all jobs that had not ended."""
         open_jobs = [job for job in self.jobs.values() if not job.is_over]
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for job in open_jobs:
-                pipe.hmget(keys.ledger(job.entry.id), "state", "token", "due", "model", "charged")
-            replies = await pipe.execute()
+        names = [keys.ledger(job.entry.id) for job in open_jobs]
+        replies = await self.redis.eval(LEDGERS, len(names), *names)
         ledgers: Ledgers = {}
         for job, (state, token, due, model, charged) in zip(open_jobs, replies, strict=True):
             if state is not None:
@@ -198,11 +204,10 @@ class Books:
         expected: Counter[tuple[str, str]] = Counter()
         for entry in (self.jobs[job_id].entry for job_id, each in ledgers.items() if each.state in WAITING):
             expected[entry.lane, f"{entry.band}:{entry.tenant}"] += 1
-        found = {
-            (lane, place.decode()): int(jobs)
-            for lane in {entry.lane for entry in (job.entry for job in self.jobs.values())}
-            for place, jobs in (await self.redis.hgetall(keys.waiting(lane))).items()
-        }
+        lanes = {job.entry.lane for job in self.jobs.values()}
+        found: dict[tuple[str, str], int] = {}
+        for lane, flat in zip(lanes, await self.redis.eval(HASHES, len(lanes), *map(keys.waiting, lanes)), strict=True):
+            found |= {(lane, flat[i].decode()): int(flat[i + 1]) for i in range(0, len(flat), 2)}
         if found != expected:
             self.complaints.append(f"waiting: {found} instead of {dict(expected)}")
 

@@ -153,7 +153,7 @@ class Fleet:
 
     async def break_down(self) -> None:
         """The provider takes no call for a moment, whoever makes it."""
-        for _ in range(4):
+        for _ in range(3):
             for index in range(WORKERS):
                 await self._claim(self._end(index, ["unavailable"] * SLOTS))
             self.contract.later(10)

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from fleet import A_LOT, ENDINGS, LANES, SLOTS, WORKERS, Fleet
 from promptq.producer import keys
 
-STEPS: Final = 80
+STEPS: Final = 60
 THE_LAST: Final = "the last message"
 
 workers = st.integers(0, WORKERS - 1)
