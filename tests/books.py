@@ -127,6 +127,11 @@ class Books:
         if said == "requeued":
             self.jobs[job_id].begin_anew(self._next_number())
 
+    def requeued_again(self, job_id: str, said: str) -> None:
+        """A call that had requeued a job was sent again."""
+        if said != "requeued":
+            self.complaints.append(f"own requeue reported as {said}: {job_id}")
+
     def _next_number(self) -> int:
         self.numbers += 1
         return self.numbers
@@ -244,6 +249,8 @@ class Books:
         if said in ("back", "pausing"):
             job.returns += 1
         elif said == "done":
+            if job.ends == job.lives:
+                self.complaints.append(f"a second result over the first: {outcome.id}")
             job.ends += 1
             job.result = outcome.result if outcome.kind not in RETURNING else None
         elif said == "stale" and outcome.kind == "succeeded" and outcome.epoch == str(job.epoch):

@@ -74,7 +74,6 @@ class Fleet:
         self.books = Books(redis)
         self._enqueued: tuple[str, list[Entry]] = "", []
         self._aborted = ""
-        self._requeued: tuple[str, str] = "", ""
         self._is_asked = False
         self._names = 0
         self._calls = 0
@@ -108,20 +107,16 @@ class Fleet:
         [said] = await self.contract.cancel(job_id)
         self.books.cancelled(job_id, said)
 
-    async def requeue(self, job: int) -> None:
+    async def requeue(self, job: int, is_sent_again: bool) -> None:
         """An operator has a failed job run again; if none has failed, any other."""
         failed = [job_id.decode() for job_id in await self.redis.zrange(keys.FAILED, 0, -1)]
-        self._requeued = self._name("call"), _pick(failed or list(self.books.jobs), job)
-        nonce, job_id = self._requeued
+        nonce, job_id = self._name("call"), _pick(failed or list(self.books.jobs), job)
         state = (await self.redis.hget(keys.ledger(job_id), "state") or b"").decode()
         [said] = await scripts.requeue(self.redis, [job_id], nonce=nonce, now=self.now)
         self.books.requeued(job_id, said, state)
-
-    async def requeue_again(self) -> None:
-        """The last such call once more, as if its reply had been lost; it changes nothing."""
-        nonce, job_id = self._requeued
-        if job_id and self.books.jobs[job_id].lives > 1:
-            await scripts.requeue(self.redis, [job_id], nonce=nonce, now=self.now)
+        if is_sent_again and said == "requeued":
+            [said] = await scripts.requeue(self.redis, [job_id], nonce=nonce, now=self.now)
+            self.books.requeued_again(job_id, said)
 
     async def set_limits(self, model: str, limits: dict[str, int]) -> None:
         """An operator limits a model; a limit that is not named is none."""
