@@ -25,7 +25,8 @@ _UNPRESSED = 15_000
 _HALF_OPEN = frozenset({ErrorCode.UNAVAILABLE})
 _SUMMED = 10_000
 """In ms: about as far back as `starts` and `spend` go."""
-_LONGEST_PAUSE = 750_000
+LONGEST_PAUSE: Final = 750_000
+LONGEST_PROBE: Final = 30_000
 _LONGEST_DEBT = 60_020
 _GATHERING = 100
 """In ms: workers claim when so little of a limit is unused, so less is none."""
@@ -58,7 +59,7 @@ class Meter:
     def pause(self) -> tuple[float | None, ErrorCode | None]:
         """Until when it is paused, in ms, and why. It may be past while one job finds out whether that may end."""
         until = self._numbers["until"]
-        if until is None or until > self._now + _LONGEST_PAUSE:
+        if until is None or until > self._now + LONGEST_PAUSE:
             return None, None
         is_over = until <= self._now and self._reason not in _HALF_OPEN
         return (None, None) if is_over else (until, self._reason)

@@ -288,6 +288,17 @@ async def test_a_paused_model(code: str, verdict: Verdict, server: PrivateRedis)
         await wait_until(is_told)
 
 
+async def test_a_model_that_an_operator_holds(server: PrivateRedis) -> None:
+    """Nothing of it runs, and the advice is how that ends."""
+    async with PromptQueue.connect(server.url) as queue:
+        await queue.enqueue("hi", model="grok-3", id="held")
+        await queue.pause("grok-3")
+        found = (await report())["pauses"]
+        await queue.resume("grok-3")
+        await queue.cancel("held")
+    assert found == Finding(WARNING, "paused: by an operator (grok-3)", "when it may go on: promptq resume grok-3")
+
+
 async def test_without_redis_the_key_is_checked(simulator: SimulatorProcess) -> None:
     """One problem; what cannot be asked is not checked; the key and the API are."""
     found = await report(redis_url=f"redis://:{PASSWORD}@{NOBODY}")

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from promptq.producer import PromptQueue
+from contract import Contract, entry
+from promptq.producer import PromptQueue, keys, scripts
+from promptq.producer.reading import read_clock
 from promptq.worker.embedded import PrivateRedis
 from promptq.worker.engine import PromptWorker
 from promptq.worker.health import Condition, serving_health
-from promptq.worker.pauses import Pause, standstill
+from promptq.worker.pauses import BY_AN_OPERATOR, Pause, read_pauses, standstill
 from promptq.worker.providers.echo import EchoProvider
 from promptq.worker.settings import Settings
 from waiting import wait_until
@@ -221,13 +223,41 @@ LATER = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
         ({"a": "unavailable"}, None),
         ({"a": "unavailable", "b": "unavailable"}, "a"),
         ({"a": "unavailable", "b": "rate_limited"}, None),
+        ({"a": BY_AN_OPERATOR, "b": BY_AN_OPERATOR}, None),
     ],
 )
 def test_which_pauses_make_a_worker_not_ready(pauses: dict[str, str], stops: str | None) -> None:
-    """A pause of the account counts for one of its two models, an unreachable provider for both, a limit never."""
+    """A pause of the account counts for one of its two models, an unreachable provider for both.
+
+    A limit never does, nor what an operator wanted.
+    """
     told = [Pause(what, reason, LATER, what.startswith("xai")) for what, reason in pauses.items()]
     found = standstill(told, ["a", "b"], "xai:1")
     assert (found.what if found else None) == stops
+
+
+async def test_an_account_that_may_be_tried_is_no_pause(redis_client: redis.asyncio.Redis) -> None:
+    """Without jobs nothing is there to try it with, and a new worker would never be ready."""
+    contract = Contract(redis_client)
+    await contract.accept(entry("a"))
+    run = await contract.take_one(account="xai:1")
+    await contract.settle(run, "throttled", reason="no_credit", account="xai:1")
+    await contract.cancel("a")
+    assert [pause.what for pause in await read_pauses(redis_client, ["grok-4"])] == ["xai:1"]
+    assert await scripts.probed(redis_client, "xai:1", "works") == "open"
+    assert await read_pauses(redis_client, ["grok-4"]) == ()
+
+
+@pytest.mark.parametrize("field", ["until", "probe"])
+@pytest.mark.parametrize(("ahead", "is_paused"), [(20_000, True), (3_600_000, False)])
+async def test_a_clock_that_was_set_back_pauses_nothing(
+    field: str, ahead: int, is_paused: bool, redis_client: Any
+) -> None:
+    """No rule pauses for an hour: a claim does not heed it, so it makes no worker unready."""
+    ends = await read_clock(redis_client) + ahead
+    await redis_client.hset(keys.meter("grok-4"), mapping={field: ends, "reason": "unavailable"})
+    await redis_client.expire(keys.meter("grok-4"), 60)
+    assert bool(await read_pauses(redis_client, ["grok-4"])) is is_paused
 
 
 def test_a_worker_without_jobs_is_ready() -> None:

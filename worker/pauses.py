@@ -3,27 +3,35 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from redis.asyncio import Redis
 
 from promptq.producer import keys
 from promptq.producer.errors import ErrorCode
+from promptq.producer.meters import LONGEST_PAUSE, LONGEST_PROBE
 from promptq.producer.models import from_ms
 from promptq.producer.reading import read_accounts
+
+BY_AN_OPERATOR: Final = "by an operator"
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """No job of `what`, a model or an account, is claimed before `until`. `reason`: an ErrorCode."""
+    """No job of `what`, a model or an account, is claimed before `until`; None: before an operator resumes it.
+
+    `reason`: an ErrorCode, or `by an operator`.
+    """
 
     what: str
     reason: str
-    until: datetime
+    until: datetime | None
     is_of_the_account: bool = False
     """Whether it goes on until somebody changes the key or buys credit."""
 
     def __str__(self) -> str:
-        return f"{self.reason} until {self.until:%Y-%m-%dT%H:%M:%SZ} ({self.what})"
+        when = f" until {self.until:%Y-%m-%dT%H:%M:%SZ}" if self.until else ""
+        return f"{self.reason}{when} ({self.what})"
 
 
 async def read_pauses(redis: Redis, models: Sequence[str]) -> tuple[Pause, ...]:
@@ -35,21 +43,32 @@ async def read_pauses(redis: Redis, models: Sequence[str]) -> tuple[Pause, ...]:
         pipe.time()
         for model in models:
             pipe.hmget(keys.meter(model), ["until", "probe", "reason"])
-        (seconds, micros), *meters = await pipe.execute()
+            pipe.hget(keys.LIMITS, f"{model}:paused")
+        (seconds, micros), *replies = await pipe.execute()
     now = seconds * 1000 + micros / 1000
-    pauses = [Pause(each.account, each.reason, each.until, True) for each in await read_accounts(redis)]
-    for model, (until, probe, reason) in zip(models, meters, strict=True):
-        ends = max(float(until or 0), float(probe or 0))  # as `room_of` in meter.lua
-        if ends > now:
+    accounts = [each for each in await read_accounts(redis) if not each.is_open]
+    pauses = [Pause(each.account, each.reason, each.until, True) for each in accounts]
+    for model, (until, probe, reason), held in zip(models, replies[::2], replies[1::2], strict=True):
+        ends = max(_ahead(now, until, LONGEST_PAUSE), _ahead(now, probe, LONGEST_PROBE))  # as `room_of` in meter.lua
+        if held:
+            pauses.append(Pause(model, BY_AN_OPERATOR, None))
+        elif ends:
             pauses.append(Pause(model, (reason or b"?").decode(errors="replace"), from_ms(ends)))
     return tuple(pauses)
+
+
+def _ahead(now: float, moment: bytes | None, longest: int) -> float:
+    """The moment, if it is still to come; 0 if not, or if it is of a clock that was set back since."""
+    ends = float(moment or 0)
+    return ends if now < ends <= now + longest else 0
 
 
 def standstill(pauses: Sequence[Pause], models: Sequence[str], account: str) -> Pause | None:
     """The pause for which a worker with jobs of these models is not ready; None: it is ready. Pure.
 
     A bad key or no credit counts if it is that of its own account; a provider that cannot be reached when it pauses
-    all of the models. A rate limit never does: it ends by itself, and fewer workers would not help.
+    all of the models. A rate limit never does: it ends by itself, and fewer workers would not help; an operator's pause
+    neither: it is meant.
     """
     for pause in pauses:
         if pause.is_of_the_account and pause.what == account:

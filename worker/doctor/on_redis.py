@@ -17,7 +17,7 @@ from promptq.producer.connection import public_url, try_until
 from promptq.producer.errors import QueueUnavailable
 from promptq.producer.reading import read_stats
 from promptq.worker.doctor.findings import Check, Finding, in_a_thread, ok, problem, warning
-from promptq.worker.pauses import read_pauses
+from promptq.worker.pauses import BY_AN_OPERATOR, read_pauses
 from promptq.worker.settings import Settings
 
 OLDEST = (6, 2)
@@ -257,4 +257,6 @@ async def pauses(redis: Redis) -> Finding:
     said = "paused: " + ", ".join(map(str, paused))
     if any(pause.is_of_the_account for pause in paused):
         return problem(said, "give the workers a good key with credit: console.x.ai")
+    if held := next((pause.what for pause in paused if pause.reason == BY_AN_OPERATOR), None):
+        return warning(said, f"when it may go on: promptq resume {held}")
     return warning(said, "wait: it ends by itself when the provider answers again")
