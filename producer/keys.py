@@ -8,13 +8,16 @@ from datetime import date
 from typing import Final
 
 LANES: Final = "promptq:lanes"
-"""ZSET lane -> ms it was last served. Writer: enqueue, adopt, claim. A lane leaves when it is empty."""
+"""ZSET lane -> ms it was last served. Writer: enqueue, adopt, claim, requeue. A lane leaves when it is empty."""
 
 DEADLINES: Final = "promptq:deadlines"
-"""ZSET job id -> deadline in ms. Writer: enqueue, adopt. A job leaves when it ends."""
+"""ZSET job id -> deadline in ms. Writer: enqueue, adopt, requeue. A job leaves when it ends."""
 
 FAILED: Final = "promptq:failed"
-"""ZSET job id -> ms until which its result is kept. Writer: whatever ends a job as failed. TTL: the longest of them."""
+"""ZSET job id -> ms until which its result is kept. Writer: whatever ends a job as failed; requeue.
+
+TTL: the longest of them.
+"""
 
 ABORT: Final = "arq:abort"
 """ZSET job id -> ms, arq's own list of aborts. Writer: `arq.jobs.Job.abort`. Emptied by claim and renew."""
@@ -32,7 +35,7 @@ ACCOUNTS: Final = "promptq:accounts"
 """ZSET account -> ms until which it is paused. Writer: settle, claim, probed. TTL: two minutes."""
 
 WAKE: Final = "promptq:wake"
-"""ZSET with one member while a lane is new to the fleet. Writer: enqueue, claim. TTL: a minute."""
+"""ZSET with one member while a lane is new to the fleet. Writer: enqueue, adopt, claim, requeue. TTL: a minute."""
 
 INTAKE: Final = "promptq"
 """The lane into which plain arq clients enqueue (`arq:queue:promptq`)."""
@@ -44,7 +47,7 @@ def payload(job_id: str) -> str:
 
 
 def result(job_id: str) -> str:
-    """STRING, JSON in arq's wire shape. Writer: settle, claim, cancel, adopt. TTL: result or failure TTL."""
+    """STRING, JSON in arq's wire shape. Writer: whatever ends a job; requeue deletes it. TTL: result or failure TTL."""
     return f"arq:result:{job_id}"
 
 
@@ -74,12 +77,12 @@ def fair(model: str, band: int) -> str:
 
 
 def meter(model: str) -> str:
-    """HASH, what is used of a model's limits, what its jobs take, and its pause. Writer: claim, settle. TTL: a day."""
+    """HASH, the use of a model's limits, what jobs take, and its pause. Writer: claim, settle, limits. TTL: a day."""
     return f"promptq:meter:{model}"
 
 
 def account(name: str) -> str:
-    """HASH, why and until when nobody claims for an account. Writer: settle, probed. TTL: two minutes unclaimed."""
+    """HASH, why and until when an account is not claimed for. Writer: settle, claim, probed. TTL: two minutes."""
     return f"promptq:account:{name}"
 
 
@@ -99,7 +102,7 @@ def worker(name: str) -> str:
 
 
 def group(name: str) -> str:
-    """HASH of counters: jobs, ended, and one for each state. Writer: every script. TTL once all have ended."""
+    """HASH of counters: jobs, ended, requeued, one for each state. Writer: every script. TTL once all have ended."""
     return f"promptq:group:{name}"
 
 
