@@ -129,6 +129,18 @@ async def test_what_is_given_back_is_of_the_last_minute(contract: Contract) -> N
     assert await contract.redis.hget(keys.meter(LANE), "tokens") == owed
 
 
+async def test_an_old_place_is_not_given_back(contract: Contract) -> None:
+    """A run that made no call had its place more than a minute ago: nobody may start in it now."""
+    await limited(contract, jobs=3, rpm=60)
+    run = await contract.take_one()
+    for _ in range(9):
+        contract.later(7_000)
+        await contract.renew(run)
+    assert len(await contract.taken(9)) == 1
+    await contract.settle(run, "released", attempt=b"", usage=meter_of(0))
+    assert await contract.taken(9) == []
+
+
 async def test_debt_is_a_minute_at_most(contract: Contract) -> None:
     """An answer that used far more than was thought stops the model for no longer."""
     await limited(contract, jobs=2, tpm=60_000, estimate="5000/0")
@@ -179,12 +191,22 @@ async def test_a_call_that_was_made_stays_charged(contract: Contract) -> None:
     assert await contract.redis.hget(keys.meter(LANE), "tokens") == before
 
 
+async def test_a_refused_call_used_no_tokens(contract: Contract) -> None:
+    """The provider did not take it; only the request counts."""
+    await limited(contract, tpm=60_000)
+    run = await contract.take_one()
+    charged = float(await contract.redis.hget(keys.meter(LANE), "tokens"))
+    await contract.settle(run, "throttled", reason="rate_limited", usage=meter_of(0))
+    assert float(await contract.redis.hget(keys.meter(LANE), "tokens")) == charged - 100
+
+
 async def test_calls_in_flight_are_limited(contract: Contract) -> None:
     """Over all workers; the end of one makes room for the next."""
     await limited(contract, jobs=9, in_flight=3)
     runs = await contract.take("w1", slots=2)
     assert len(await contract.taken(9, "w2")) == 1
-    assert await contract.taken(9, "w3") == []
+    claimed = await contract.claim("w3", 9)
+    assert (claimed.jobs, claimed.due_in) == ((), 1000)  # the net: who ends a call claims the next
     await contract.settle(runs[0])
     assert len(await contract.taken(9, "w3")) == 1
 
@@ -346,6 +368,16 @@ async def test_what_a_429_taught_outlasts_a_night(contract: Contract) -> None:
     await contract.settle(runs[0], "throttled", reason="rate_limited")
     contract.later(8 * 3_600_000)
     assert 12 <= await rate(contract, 1) <= 26  # 13 a second, 15 s worth of growth, and a burst
+
+
+async def test_a_moment_of_429s_alone_teaches_no_standstill(contract: Contract) -> None:
+    """All of 100 calls are refused, as by a provider that is overloaded: a 24th of their rate stays."""
+    await contract.accept(*(entry(f"job {number}", tenant=f"t{number % 7}") for number in range(100)))
+    runs = await contract.take("w1", slots=100)
+    contract.later(10)
+    for run in runs:
+        await contract.settle(run, "throttled", reason="rate_limited")
+    assert float(await contract.redis.hget(keys.meter(LANE), "learned")) == pytest.approx(100 * 60 / 24, rel=0.02)
 
 
 async def test_what_a_429_taught_is_forgotten(contract: Contract) -> None:

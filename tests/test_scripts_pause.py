@@ -236,6 +236,16 @@ async def test_an_answer_to_the_probe_lets_all_go_on(contract: Contract, kind: K
     assert len(await contract.taken(99)) == OUTAGE + 1
 
 
+async def test_a_clock_that_is_set_back_leaves_no_probe_behind(contract: Contract) -> None:
+    """The answer came after the pause began, whatever the clock says of it now."""
+    await until_paused(contract)
+    contract.later(-3_600_000)
+    probe = await contract.take_one(slots=9)
+    contract.later(10)
+    await contract.settle(probe)
+    assert len(await contract.taken(9)) > 1
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"), [("failed", "provider_error"), ("failed", "timeout"), ("cancelled", ""), ("expired", "")]
 )
@@ -346,6 +356,29 @@ async def test_a_refusal_makes_the_pause_longer(contract: Contract) -> None:
         assert (await contract.claim(account=ACCOUNT)).is_to_probe
         assert await scripts.probed(contract.redis, ACCOUNT, "refused", now=contract.now) == "paused"
     assert pauses == [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]
+
+
+async def test_an_answer_to_an_older_call_says_nothing_of_the_account(contract: Contract) -> None:
+    """It was made before the key was refused."""
+    await contract.accept(entry("older", lane="grok-3"))
+    older = await contract.take_one(account=ACCOUNT)
+    contract.later(10)
+    await contract.accept(*entries("a", "b"))
+    run = await contract.take_one(account=ACCOUNT)
+    await contract.settle(run, "throttled", reason="bad_key", account=ACCOUNT)
+    await contract.settle(older, account=ACCOUNT)
+    assert await contract.taken(9, account=ACCOUNT) == []
+
+
+async def test_a_refused_account_stays_so_while_somebody_claims(contract: Contract) -> None:
+    """However long nobody changes the key; without its workers it is forgotten."""
+    await refused(contract)
+    key = keys.account(ACCOUNT)
+    await contract.redis.pexpire(key, 5_000)
+    await contract.claim(account="xai:another")
+    assert await contract.redis.pttl(key) <= 5_000
+    await contract.claim(account=ACCOUNT)
+    assert await contract.redis.pttl(key) > 100_000
 
 
 async def reopened(contract: Contract) -> Run:

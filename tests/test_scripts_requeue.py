@@ -115,3 +115,15 @@ async def test_its_group_waits_for_it_again(contract: Contract) -> None:
     await contract.settle(await contract.take_one())
     assert await contract.redis.zrange(keys.members("g"), 0, -1, withscores=True) == [(b"b", 2), (b"a", 3)]
     assert await contract.redis.pttl(keys.group("g")) > 0
+
+
+async def test_its_group_is_kept_until_all_have_ended_again(contract: Contract) -> None:
+    """However often jobs of it have ended before."""
+    for job_id in "ab":
+        await failed(contract, job_id, group="g")
+    await requeue(contract, "a", "b")
+    runs = await contract.take("w1", slots=2)
+    await contract.settle(runs[0])
+    assert [await contract.redis.pttl(key) for key in (keys.group("g"), keys.members("g"))] == [-1, -1]
+    await contract.settle(runs[1])
+    assert await contract.redis.pttl(keys.group("g")) > 0
