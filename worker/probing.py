@@ -24,6 +24,9 @@ async def tell_whether_it_works(redis: Redis, provider: Provider) -> None:
     except ProviderError as error:
         said = "refused"
         log.info("provider.refuses", account=account, code=error.code.value, reason=error.message)
+    except Exception as error:  # noqa: BLE001 - a provider's bug: no answer, and no word about Redis
+        said = "refused"
+        log.error("provider.bug", account=account, error=type(error).__name__)  # noqa: TRY400 - its text may hold the key
     if provider.account != account:
         said = "gone"
     state = await scripts.probed(redis, account, said, luck=random.random())
