@@ -21,14 +21,14 @@ machines = pytest.mark.parametrize("machine", [Schedule, OperatedSchedule])
 @machines
 def test_random_schedules_on_the_fake(fake_server: fakeredis.FakeServer, machine: type[Schedule]) -> None:
     """Nothing is lost, ends twice or is held twice; books, turns, bands and limits are kept; nothing stays for ever."""
-    live(machine, partial(fakeredis.FakeAsyncRedis, server=fake_server), examples=5)
+    live(machine, partial(fakeredis.FakeAsyncRedis, server=fake_server), examples=4)
 
 
 @pytest.mark.timeout(600)
 @machines
 def test_random_schedules_on_the_real(redis_url: str, machine: type[Schedule]) -> None:
     """The same on a real server."""
-    live(machine, partial(redis.asyncio.Redis.from_url, redis_url), examples=30)
+    live(machine, partial(redis.asyncio.Redis.from_url, redis_url), examples=20)
 
 
 RULES = {
