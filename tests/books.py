@@ -274,6 +274,8 @@ class Books:
             meter.was_throttled = meter.was_throttled or outcome.reason == "rate_limited"
             if outcome.kind in ("succeeded", "failed") and outcome.attempt:
                 meter.answer(job.claimed)
+            elif outcome.kind in ("released", "retry", "cancelled", "expired"):
+                meter.pass_probe_on(now, job.claimed, outcome.kind)
         if said == "pausing" and outcome.reason in OF_THE_ACCOUNT:
             self.is_account_paused = True
         elif said == "pausing":

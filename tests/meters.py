@@ -13,6 +13,7 @@ BURST: Final = 200
 """Ms of a limit that may start at once, beside the one request or job that may always start."""
 SHORTEST_PAUSE: Final = 1000
 PROBE: Final = 30_000
+NEXT_PROBE: Final = 1000
 MOST_DEBT: Final = 60_000
 
 
@@ -62,6 +63,11 @@ class Meter:
         """A call was answered that was claimed then."""
         if claimed > self.paused_since:
             self.is_half_open = False
+
+    def pass_probe_on(self, now: int, claimed: int, kind: str) -> None:
+        """A run ended without an answer: if it was the probe, another job may be."""
+        if claimed >= self.paused_since:
+            self.probed_until = 0 if kind == "released" else min(self.probed_until, now + NEXT_PROBE)
 
     def refund(self, now: int) -> None:
         """A run made no call: another may start instead."""

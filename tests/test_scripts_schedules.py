@@ -95,23 +95,12 @@ RULES_FOR_OPERATORS = {
     "a paused model is not claimed": ("if wait > 0 then return 0, wait end", "", "started under a pause"),
     "nor is one that an operator holds": ("if meter.paused then return 0 end", "", "started under a pause"),
     "nor is a paused account": ("slots = math.min(slots, room)", "", "started under a pause of the account"),
-    "one job finds out whether a model is back": (
-        "if meter.strikes and HALF_OPEN[meter.reason] then room = 1 end",
-        "",
-        "started beside a probe",
-    ),
-    "a cap is kept": ("if cap and waiting + more > cap then", "if false then", "cap"),
     "what waits is counted": (
         "if WAITS[state] ~= WAITS[ledger.state] then count(ledger, WAITS[state] and 1 or -1) end",
         "",
         "waiting",
     ),
     "a requeued job has a new life": ("(tonumber(ledger.epoch) or 0) + 1", "ledger.epoch", "fence"),
-    "a requeued job goes last": (
-        "ledger.tenant or 'default', nil",
-        "ledger.tenant or 'default', ledger.turn",
-        "out of turn",
-    ),
     "a requeued job keeps its attempts": (
         "redis.call('ZREM', K.failed, id)",
         ATTEMPTS_GONE,
