@@ -359,6 +359,8 @@ async def test_at_most_100_are_held_back_at_once(contract: Contract) -> None:
         await contract.plain_enqueue(f"plain {number}")
         await contract.adopt(entry(f"plain {number}"))
     await scripts.pause(contract.redis, LANE, now=contract.now)
-    assert (await contract.claim(slots=9)).has_more
+    claimed = await contract.claim(slots=9)
+    assert (claimed.has_more, claimed.due_in) == (False, 50)
     assert await contract.redis.zcount(keys.lane(keys.INTAKE), 1 << 40, "+inf") == 100
-    assert not (await contract.claim(slots=9)).has_more
+    await contract.claim(slots=9)
+    assert await contract.redis.zcount(keys.lane(keys.INTAKE), 1 << 40, "+inf") == 120

@@ -194,12 +194,12 @@ async def test_a_probe_that_fails_pauses_the_model_again(contract: Contract) -> 
     await contract.accept(*(entry(f"job {number}", tenant=f"t{number}") for number in range(OUTAGE + 3)))
     *failing, early = await contract.take("w1", slots=OUTAGE + 1)
     for run in failing:
-        await contract.settle(run, "throttled", reason="unavailable", delay=60_000, attempt=b"")
+        await contract.settle(run, "retry", reason="unavailable", delay=60_000)
     contract.later(10)
     assert await contract.settle(early) == "done"
     contract.later(1000)
     probe = await contract.take_one(slots=9)
-    assert await contract.settle(probe, "throttled", reason="unavailable", delay=500, attempt=b"") == "pausing"
+    assert await contract.settle(probe, "retry", reason="unavailable", delay=500) == "pausing"
     assert (await contract.claim(slots=9)).due_in == 2000
 
 
@@ -293,6 +293,40 @@ async def test_a_provider_that_is_not_reached_spends_nothing(contract: Contract)
     assert {(await contract.ledger(run.id)).get("spent") for run in runs} == {None}
     assert (await contract.claim()).due_in == 500
     assert await contract.taken(9) == []
+
+
+async def test_one_worker_without_a_network_stops_nobody(contract: Contract) -> None:
+    """Others have calls under way: the jobs that did not leave it come back to them."""
+    await contract.accept(*(entry(f"job {number}", tenant=f"t{number}") for number in range(3 * OUTAGE)))
+    await contract.take("healthy", slots=2)
+    runs = await contract.take("broken", slots=2 * OUTAGE)
+    for run in runs:
+        said = await contract.settle(run, "throttled", reason="unavailable", delay=60_000, attempt=b"")
+        assert said == "back"
+    assert len(await contract.taken(9, "healthy")) == 8
+
+
+async def test_a_probe_that_did_not_leave_its_worker_is_followed_by_another(contract: Contract) -> None:
+    """While others have calls under way: one without a network must not keep them waiting, longer each time."""
+    await until_paused(contract, jobs=OUTAGE + 6)
+    await contract.redis.hdel(keys.meter(LANE), "until")
+    [first] = await contract.take("broken", slots=1)
+    await contract.redis.hdel(keys.meter(LANE), "probe")
+    await contract.take("healthy", slots=1)
+    await contract.redis.hdel(keys.meter(LANE), "probe")
+    said = await contract.settle(first, "throttled", reason="unavailable", delay=500, attempt=b"")
+    assert said == "back"
+    assert len(await contract.taken(9, "w2")) == 1
+
+
+async def test_a_probe_that_meets_a_refused_account_is_followed_by_another(contract: Contract) -> None:
+    """When the account works again, its model need not wait for the rest of half a minute."""
+    await until_paused(contract)
+    contract.later(1000)
+    await contract.settle(await contract.take_one(), "throttled", reason="bad_key", account=ACCOUNT)
+    contract.later(PROBE // 2)
+    await scripts.probed(contract.redis, ACCOUNT, "works", now=contract.now)
+    assert len(await contract.taken(9, account=ACCOUNT)) == 1
 
 
 async def test_an_adopted_job_waits_for_its_model(contract: Contract) -> None:

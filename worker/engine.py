@@ -260,6 +260,8 @@ class PromptWorker(Worker):
         if self.leases.runs.get(run.job.id) is run:
             del self.leases.runs[run.job.id]
             self._exchange.unsettled.append(settlement)
+            if settlement.was_unreached and not self._is_cut_off:
+                log.warning("provider.unreachable", help="jobs are tried one at a time; other workers take the rest")
             self._is_cut_off = settlement.was_unreached
             if self._is_cut_off:
                 self._rests_until = self.loop.time() + REST

@@ -31,4 +31,4 @@ async def tell_whether_it_works(redis: Redis, provider: Provider) -> None:
         said = "gone"
     state = await scripts.probed(redis, account, said, luck=random.random())
     if state != "paused":
-        log.warning("provider.resumes", account=provider.account, state=state)
+        log.info("provider.resumes", account=provider.account, state=state)

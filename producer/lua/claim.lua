@@ -179,10 +179,10 @@ local function hold_back(id, ledger, wait)
   local ahead = held_back[ledger.model] or 0
   held_back[ledger.model] = ahead + 1
   delay(id, ledger, now + math.ceil(math.max(wait, math.min(MOST_HELD_BACK, wait * (1 + ahead / 2)))))
-  return false
+  return 'held back'
 end
 
--- Returns whether the job was leased.
+-- Returns whether the job was leased, or 'held back'.
 local function take(id, lane, band)
   local ledger = read(id)
   if not ledger then hand_over_foreign(id, lane) return false end
@@ -213,8 +213,8 @@ local function take(id, lane, band)
   return true
 end
 
-local MOST_PASSED = 100 -- jobs that one claim ends or holds back instead; the next one comes at once
-local passed = 0
+local MOST_PASSED = 100 -- jobs that one claim ends instead, or holds back
+local ended, held = 0, 0
 
 -- Lease at most `most` jobs of one band of one lane; returns whether there may be more.
 local function serve(lane, band, most)
@@ -230,12 +230,16 @@ local function serve(lane, band, most)
       return false
     end
     if has_more then return false end
-    if guarded(lane, id, take, lane, band) then
+    local said = guarded(lane, id, take, lane, band)
+    if said == 'held back' then
+      held = held + 1
+      if held >= MOST_PASSED then come_back(GATHER) return false end -- for other lanes there is time now
+    elseif said then
       slots = slots - 1
       if room < math.huge or meter.tpm then room, wait, is_rate = room_of(now, meter) end -- no number of jobs tells what is left of tokens
     else
-      passed = passed + 1
-      if passed == MOST_PASSED then has_more = true end
+      ended = ended + 1
+      if ended == MOST_PASSED then has_more = true end
     end
   end
   return #ids == most

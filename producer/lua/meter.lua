@@ -20,7 +20,7 @@ local IN_FLIGHT_POLL = 1000 -- whoever ends a call claims the next; this is the 
 local METER_TTL = 86400000
 
 local METER = {
-  'until', 'strikes', 'since', 'probe', 'failures', 'requests', 'tokens', 'factor', 'learned', 'least', 'dropped', 'pressed', 'grown', 'answered',
+  'until', 'strikes', 'since', 'probe', 'failures', 'unreached', 'requests', 'tokens', 'factor', 'learned', 'least', 'dropped', 'pressed', 'grown', 'answered',
   'at', 'recent', 'starts', 'spend', 'samples', 'estimated', 'prompted', 'completed', 'reasoned', 'reason',
 }
 local LIMITS = { 'rpm', 'tpm', 'in_flight', 'paused' }
@@ -185,8 +185,9 @@ end
 local function estimate_of(meter, told)
   local prompt, most = string.match(told or '', '^(%d+)/?(%d*)$')
   prompt, most = tonumber(prompt) or 1, tonumber(most)
-  local ratio = meter.samples and meter.prompted / math.max(1, meter.estimated) or 1
-  local answer = meter.samples and meter.completed or most or UNLEARNED
+  local has_learned = meter.prompted and meter.estimated and meter.completed
+  local ratio = has_learned and meter.prompted / math.max(1, meter.estimated) or 1
+  local answer = has_learned and meter.completed or most or UNLEARNED
   return prompt * ratio + math.min(answer, most or answer) + (meter.reasoned or 0), prompt * math.min(1, ratio)
 end
 
@@ -247,7 +248,7 @@ local function is_paused(now, model)
 end
 
 local function end_pause(meter)
-  for _, name in ipairs({ 'until', 'reason', 'strikes', 'since', 'probe', 'failures' }) do
+  for _, name in ipairs({ 'until', 'reason', 'strikes', 'since', 'probe', 'failures', 'unreached' }) do
     if meter[name] then put(meter, name, nil) end
   end
 end

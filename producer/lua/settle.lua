@@ -78,7 +78,7 @@ end
 -- The provider did not take a call. From the tenth in a row on none is spent; the model pauses when the row is also as
 -- long as what is in flight, since refusals come sooner than answers, or when this was the one that tried whether a
 -- pause may end. Returns whether it is unspent, and whether the model pauses since just now.
-local function count_failure(ledger)
+local function count_refusal(ledger)
   local meter = meter_of(ledger.model)
   put(meter, 'failures', (meter.failures or 0) + 1)
   local is_half_open = meter.strikes and HALF_OPEN[meter.reason]
@@ -114,17 +114,29 @@ local function pass_probe_on(ledger, kind)
   put(meter, 'probe', kind ~= 'released' and now + NEXT_PROBE or nil)
 end
 
+-- A call did not leave its worker. That is the provider's doing only if nobody else has a call under way; else it is one
+-- worker without a network, which rests by itself and must not stop the others. Returns whether the model pauses.
+local function count_unreached(ledger)
+  local meter = meter_of(ledger.model)
+  put(meter, 'unreached', (meter.unreached or 0) + 1)
+  local is_row = (meter.failures or 0) + meter.unreached >= OUTAGE or meter.strikes and HALF_OPEN[meter.reason]
+  if is_row and redis.call('ZCARD', K.running .. ledger.model) <= 1 then -- itself
+    return pause(now, meter, ledger.claimed, 0, 'unavailable', luck)
+  end
+  pass_probe_on(ledger, 'released')
+  return false
+end
+
 -- What a failure means for the other jobs of its model. Returns the kind that the outcome has in its light, whether
 -- something pauses because of it, and whether the job itself is to fail.
-local function heed(id, ledger, kind, reason, delay)
+local function heed(id, ledger, kind, reason, delay, was_sent)
+  if reason == 'unavailable' and not was_sent then return kind, count_unreached(ledger), false end
   if reason == 'unavailable' then
-    local is_outage, is_new = count_failure(ledger)
+    local is_outage, is_new = count_refusal(ledger)
     return is_outage and 'throttled' or kind, is_new, false
   end
-  if kind ~= 'throttled' then
-    pass_probe_on(ledger, kind)
-    return kind, false, false
-  end
+  pass_probe_on(ledger, kind)
+  if kind ~= 'throttled' then return kind, false, false end
   if OF_THE_ACCOUNT[reason] then return kind, pause_for_the_account(ledger, reason), false end
   return kind, throttle(id, ledger, delay)
 end
@@ -142,7 +154,7 @@ local function settle(at)
     if kind == 'succeeded' then learn_from(at, ledger) end
     if (kind == 'succeeded' or kind == 'failed' and not SILENT[reason]) and ARGV[at + 7] ~= '' then
       answered[ledger.model] = math.max(answered[ledger.model] or 0, ledger.claimed)
-    else kind, is_pausing, is_enough = heed(id, ledger, kind, reason, wait) end
+    else kind, is_pausing, is_enough = heed(id, ledger, kind, reason, wait, ARGV[at + 7] ~= '') end
   end
   if FINAL[ledger.state] then return 'over' end
   -- A success is paid for: it is taken from whichever run of this epoch brings it first.
@@ -177,6 +189,7 @@ local function heed_answers()
     latest = math.max(latest, claimed)
     put(meter, 'answered', now)
     if meter.failures then put(meter, 'failures', nil) end
+    if meter.unreached then put(meter, 'unreached', nil) end
     if meter.since and (claimed > meter.since or meter.since > now) then
       end_pause(meter)
       wake(model)
