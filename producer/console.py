@@ -112,7 +112,7 @@ def _setting(error: ValidationError) -> str:
 def wrong_settings(error: ValidationError) -> list[tuple[str, str]]:
     """Each wrong setting's variable ("" if only several together are wrong) and why, without its value."""
     wrong = error.errors(include_url=False, include_input=False, include_context=False)
-    return [(_variable(each["loc"]), each["msg"].removeprefix("Value error, ")) for each in wrong]
+    return [(_variable(each["loc"]), _reason(each["loc"], each["msg"])) for each in wrong]
 
 
 def _variable(location: tuple[int | str, ...]) -> str:
@@ -120,6 +120,13 @@ def _variable(location: tuple[int | str, ...]) -> str:
         return ""
     name = str(location[0]).upper()
     return name if name == "REDIS_URL" or name.startswith(("PROMPTQ_", "XAI_API_KEY")) else f"PROMPTQ_{name}"
+
+
+def _reason(location: tuple[int | str, ...], message: str) -> str:
+    """Where in a variable of several values, and what is wrong."""
+    inside = ".".join(str(part) for part in location[1:] if part != "[key]")
+    reason = message.removeprefix("Value error, ")
+    return f"{inside}: {reason}" if inside else reason
 
 
 class OneLineErrors(TyperGroup):

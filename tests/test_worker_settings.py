@@ -9,6 +9,7 @@ import structlog
 from pydantic import ValidationError
 
 from promptq.producer import ProducerSettings
+from promptq.producer.console import wrong_settings
 from promptq.worker import logs
 from promptq.worker.settings import Settings
 
@@ -148,6 +149,9 @@ def test_a_lease_outlives_a_late_renewal(lease: float, timeout: float, is_enough
         ("PROMPTQ_DEFAULT_MODEL", ""),
         ("PROMPTQ_DEFAULT_MODEL", "promptq"),
         ("PROMPTQ_ECHO_LATENCY", "inf"),
+        ("PROMPTQ_LIMITS", "grok-4: 480"),
+        ("PROMPTQ_LIMITS", "[]"),
+        ("PROMPTQ_LIMITS", '{"grok-4": 480}'),
     ],
 )
 def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str, said: str) -> None:
@@ -155,6 +159,24 @@ def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, variabl
     monkeypatch.setenv(variable, said)
     with pytest.raises(ValidationError, match=f"(?i){variable}|{variable.removeprefix('PROMPTQ_')}"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("grok-4: 480", "no JSON"),
+        ('{"grok-4": {"rpm": 480}, "grok-3": {"rpm": 0}}', "grok-3.rpm: Input should be"),
+        ('{"grok-4": {"rmp": 480}}', "grok-4.rmp: Extra"),
+    ],
+)
+def test_bad_limits_are_found(monkeypatch: pytest.MonkeyPatch, said: str, reason: str) -> None:
+    """The error says of which model, and which limit."""
+    monkeypatch.setenv("PROMPTQ_LIMITS", said)
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    [(variable, why)] = wrong_settings(refused.value)
+    assert variable == "PROMPTQ_LIMITS"
+    assert why.startswith(reason)
 
 
 def test_settings_are_frozen() -> None:

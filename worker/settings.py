@@ -1,9 +1,11 @@
 """The worker's environment as one frozen object."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic_core import from_json
+from pydantic_settings import NoDecode
 
 from promptq.producer.models import Limits, ModelName
 from promptq.producer.settings import ProducerSettings, Seconds
@@ -25,7 +27,7 @@ class Settings(ProducerSettings):
     job_timeout: Seconds = 3600.0
     """For one attempt, unless the job says otherwise."""
     max_attempts: int = Field(5, ge=1, le=100)
-    limits: dict[ModelName, Limits] = Field(default_factory=dict)
+    limits: Annotated[dict[ModelName, Limits], NoDecode] = Field(default_factory=dict)
     """By model, for the whole fleet; for those that have none yet when a worker starts."""
     lease: Seconds = 10.0
     """How long a dead worker's jobs wait for another."""
@@ -36,6 +38,17 @@ class Settings(ProducerSettings):
     log_content: bool = False
     """Whether answers may be logged. Prompts never are."""
     echo_latency: float = Field(0.0, ge=0, le=86400)
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _is_json(cls, limits: object) -> object:
+        """Read here: what pydantic-settings raises for a text that is no JSON does not say so in one line."""
+        if not isinstance(limits, str):
+            return limits
+        try:
+            return from_json(limits)
+        except ValueError as error:
+            raise ValueError(f"no JSON: {error}") from None
 
     @property
     def renew_period(self) -> float:
