@@ -126,7 +126,7 @@ async def test_messages_of_several_parts(client: AsyncClient, control: Simulator
 
 async def test_other_methods_are_unimplemented(client: AsyncClient, control: SimulatorControl) -> None:
     """A method of the API that is not simulated answers UNIMPLEMENTED and is not on the books."""
-    error = await failure_of(client.chat.get_stored_completion("some-id"))
+    error = await failure_of(client.chat.compact_context("grok-4", [user("Why?")]))
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     assert (await control.totals()).calls == 0
 
@@ -388,6 +388,9 @@ def test_bad_latency_is_refused(spec: object) -> None:
         ({"faults": [{"kind": "drop_call", "rate": 1.5}]}, r"faults\.0\.rate"),
         ({"faults": [{"kind": "status", "code": "OK"}]}, r"faults\.0\.code"),
         ({"faults": [{"kind": "hang", "details": "x"}]}, "details"),
+        ({"faults": [{"kind": "oversized", "after_chunks": 1}]}, "after_chunks"),
+        ({"faults": [{"kind": "status", "after_chunks": 1}]}, "after_start"),
+        ({"tokens_per_second": 0}, "tokens_per_second"),
         ({"faults": [{"kind": "status", "trailers": {"Upper": "x"}}]}, r"faults\.0\.trailers"),
         ({"faults": [{"kind": "status", "trailers": {"x-bin": "?"}}]}, r"faults\.0\.trailers"),
     ],

@@ -29,7 +29,7 @@ class TokenUsage:
     """Tokens and cost of one generation, with the names of xAI's `SamplingUsage`.
 
     `total_tokens` is prompt, completion and reasoning together. The cost is in ticks (10**10 are
-    1 USD), None if the answer does not tell it.
+    1 USD), None if the answer does not tell it. `server_side_tools_used` has a name for each call.
     """
 
     prompt_text_tokens: int
@@ -40,6 +40,8 @@ class TokenUsage:
     prompt_tokens: int
     total_tokens: int
     cost_in_usd_ticks: int | None
+    num_sources_used: int = 0
+    server_side_tools_used: tuple[str, ...] = ()
 
 
 class TokenTotals(_Frozen):

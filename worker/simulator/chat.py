@@ -1,89 +1,98 @@
-"""The Chat service: one call, from its request to its end on the books."""
+"""The Chat service: generations over gRPC, whole, in chunks, stored or deferred."""
 
-import asyncio
-import itertools
+from contextlib import aclosing
 
-from xai_sdk.proto import chat_pb2, chat_pb2_grpc
+from xai_sdk.proto import chat_pb2, chat_pb2_grpc, deferred_pb2
 
-from promptq.worker.simulator.answers import Prompt, compose_answer, plan_answer, read_prompt
-from promptq.worker.simulator.books import CANCELLED, FAILED, OK, Books, Call, TokenUsage
-from promptq.worker.simulator.context import CallContext
+from promptq.worker.simulator.context import CallContext, StreamContext
 from promptq.worker.simulator.credentials import fingerprint_in
-from promptq.worker.simulator.refusals import (
-    Refusal,
-    fail_after_start,
-    no_credit,
-    no_key,
-    refuse_before_start,
-    refuse_key,
-    send,
-    throttled,
-)
+from promptq.worker.simulator.generations import Caller, Generations
+from promptq.worker.simulator.refusals import Refusal, no_key, refuse_key, send
 from promptq.worker.simulator.state import State
 
 
 class ChatService(chat_pb2_grpc.ChatServicer):
-    """Answers `GetCompletion`. The other methods are inherited and answer UNIMPLEMENTED."""
+    """Answers all but `CompactContext`, which is inherited and answers UNIMPLEMENTED.
 
-    def __init__(self, state: State) -> None:
+    To look after stored and deferred answers costs nothing and is not on the books.
+    """
+
+    def __init__(self, state: State, generations: Generations) -> None:
         self._state = state
-        self._numbers = itertools.count(1)
+        self._generations = generations
 
     async def GetCompletion(  # noqa: N802 - the protocol's name
         self, request: chat_pb2.GetCompletionsRequest, context: CallContext
     ) -> chat_pb2.GetChatCompletionResponse:
-        """Answers, or fails as a fault says. The books know how it ended before the client does."""
-        prompt = read_prompt(request)
-        key = fingerprint_in(context.invocation_metadata())
-        books = self._state.books
-        call = books.open(model=request.model, prompt=prompt.text, key=key, peer=context.peer())
+        """Answers, or fails as a fault says."""
         try:
-            response = await self._answer(request, prompt, books, call)
+            return await self._generations.answer(request, _caller(context))
         except Refusal as refusal:
-            books.close(call, refusal.code.name)
             await send(refusal, context)
-        except asyncio.CancelledError:
-            books.close(call, CANCELLED)
-            raise
-        except Exception:
-            books.close(call, FAILED)
-            raise
-        books.close(call, OK)
-        return response
 
-    async def _answer(
-        self, request: chat_pb2.GetCompletionsRequest, prompt: Prompt, books: Books, call: Call
+    async def GetCompletionChunk(  # noqa: N802
+        self, request: chat_pb2.GetCompletionsRequest, context: StreamContext
+    ) -> None:
+        """Answers in chunks, or fails before or between them as a fault says."""
+        try:
+            async with aclosing(self._generations.stream(request, _caller(context))) as chunks:
+                async for chunk in chunks:
+                    await context.write(chunk)
+        except Refusal as refusal:
+            await send(refusal, context)
+
+    async def StartDeferredCompletion(  # noqa: N802
+        self, request: chat_pb2.GetCompletionsRequest, context: CallContext
+    ) -> deferred_pb2.StartDeferredResponse:
+        """Starts an answer that is asked for later."""
+        try:
+            request_id = self._generations.defer(request, _caller(context))
+        except Refusal as refusal:
+            await send(refusal, context)
+        return deferred_pb2.StartDeferredResponse(request_id=request_id)
+
+    async def GetDeferredCompletion(  # noqa: N802
+        self, request: deferred_pb2.GetDeferredRequest, context: CallContext
+    ) -> chat_pb2.GetDeferredCompletionResponse:
+        """Gives such an answer once, when it is there."""
+        try:
+            self._check_key(context)
+            answer = self._state.conversations.deferred(request.request_id)
+        except Refusal as refusal:
+            await send(refusal, context)
+        if not answer.done():
+            return chat_pb2.GetDeferredCompletionResponse(status=deferred_pb2.PENDING)
+        response = answer.result()
+        status = deferred_pb2.DONE if response else deferred_pb2.FAILED
+        return chat_pb2.GetDeferredCompletionResponse(status=status, response=response)
+
+    async def GetStoredCompletion(  # noqa: N802
+        self, request: chat_pb2.GetStoredCompletionRequest, context: CallContext
     ) -> chat_pb2.GetChatCompletionResponse:
-        if not call.key:
+        """Gives a stored answer again."""
+        try:
+            self._check_key(context)
+            return self._state.conversations.stored(request.response_id)
+        except Refusal as refusal:
+            await send(refusal, context)
+
+    async def DeleteStoredCompletion(  # noqa: N802
+        self, request: chat_pb2.DeleteStoredCompletionRequest, context: CallContext
+    ) -> chat_pb2.DeleteStoredCompletionResponse:
+        """Forgets a stored answer."""
+        try:
+            self._check_key(context)
+            self._state.conversations.delete(request.response_id)
+        except Refusal as refusal:
+            await send(refusal, context)
+        return chat_pb2.DeleteStoredCompletionResponse(response_id=request.response_id)
+
+    def _check_key(self, context: CallContext) -> None:
+        key = fingerprint_in(context.invocation_metadata())
+        if not key:
             raise no_key()
-        refuse_key(self._state.knobs.state_of(call.key))
-        fault = self._state.faults.pick(prompt.text)
-        if fault:
-            refuse_before_start(fault)
-        size = fault.size if fault and fault.kind == "oversized" else None
-        plan = plan_answer(request, prompt, self._state.knobs, size)
-        self._start(books, call, plan.usage)
-        await self._wait()
-        if fault:
-            await fail_after_start(fault)
-        return compose_answer(request, prompt, plan, self._new_id())
+        refuse_key(self._state.knobs.state_of(key))
 
-    def _start(self, books: Books, call: Call, usage: TokenUsage) -> None:
-        """Charges credit, limits and books, or nothing at all if the call is refused."""
-        knobs = self._state.knobs
-        if not self._state.has_credit():
-            raise no_credit(knobs.no_credit_code)
-        shortage = self._state.meters.admit(call.key, call.model, usage.total_tokens)
-        if shortage:
-            books.throttle(call)
-            raise throttled(shortage, call.model, knobs.retry_hint)
-        self._state.spend(usage.cost_in_usd_ticks)
-        books.start(call, usage)
 
-    async def _wait(self) -> None:
-        latency = self._state.draw_latency()
-        if latency > 0:
-            await asyncio.sleep(latency)
-
-    def _new_id(self) -> str:
-        return f"sim-{self._state.id}-{next(self._numbers)}"
+def _caller(context: CallContext) -> Caller:
+    return Caller(fingerprint_in(context.invocation_metadata()), context.peer())

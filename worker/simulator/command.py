@@ -20,6 +20,9 @@ def simulate(
     host: Annotated[str, typer.Option(help="Address to listen on; only loopback keeps other machines out.")] = LOOPBACK,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = DEFAULT_PORT,
     latency: Annotated[str | None, typer.Option(help=f"Seconds until an answer: {SPECS}.")] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Pace at which an answer is written after that; at once by default.")
+    ] = None,
     answer_tokens: Annotated[str | None, typer.Option(help="Tokens of an answer: NUMBER or uniform:LOW,HIGH.")] = None,
     reasoning_tokens: Annotated[
         str | None, typer.Option(help="Tokens thought before it: NUMBER or uniform:LOW,HIGH.")
@@ -48,6 +51,7 @@ def simulate(
     """Run a local stand-in for api.x.ai until Ctrl-C. Its answers say that they are simulated."""
     options = {
         "latency": latency,
+        "tokens_per_second": tokens_per_second,
         "answer_tokens": answer_tokens,
         "reasoning_tokens": reasoning_tokens,
         "max_concurrent_streams": max_streams,

@@ -22,3 +22,11 @@ class CallContext(Protocol):
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """Ends the call with this status."""
         ...
+
+
+class StreamContext(CallContext, Protocol):
+    """The context of a call that is answered with a stream."""
+
+    async def write(self, message: object) -> None:
+        """Sends one of the answers."""
+        ...

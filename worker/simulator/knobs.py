@@ -52,6 +52,7 @@ _FIELDS_OF_ONE_KIND = {
     "after_start": "status",
     "size": "oversized",
 }
+_KINDS_IN_THE_MIDDLE = ("status", "drop_call", "hang")
 
 
 def _can_be_sent(trailers: dict[str, str]) -> dict[str, str]:
@@ -96,6 +97,8 @@ class Fault(_Frozen):
         times: It happens at most so often; None is for ever.
         trailers: A key that ends in `-bin` has its value in base64.
         size: Bytes of text in an `oversized` answer.
+        after_chunks: A streamed answer fails after so many chunks, the last one at the latest; a
+            `status` with `after_start` only. An answer that is not streamed has none.
     """
 
     kind: Literal["status", "drop_call", "hang", "oversized"]
@@ -107,6 +110,15 @@ class Fault(_Frozen):
     trailers: Trailers = {}
     after_start: bool = False
     size: int = Field(default=21 * MIB, gt=0, le=256 * MIB)
+    after_chunks: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _fails_in_the_middle(self) -> Self:
+        if self.after_chunks and self.kind not in _KINDS_IN_THE_MIDDLE:
+            raise ValueError(f"after_chunks belongs to kinds {', '.join(_KINDS_IN_THE_MIDDLE)}, not to {self.kind!r}")
+        if self.after_chunks and self.kind == "status" and not self.after_start:
+            raise ValueError("after_chunks needs after_start: chunks come from a generation")
+        return self
 
     @model_validator(mode="after")
     def _has_only_fields_of_its_kind(self) -> Self:
@@ -167,8 +179,10 @@ class Knobs(_Frozen):
     """How the simulator answers.
 
     Attributes:
-        latency: Seconds until the answer: a number, or text such as `uniform:0.5,2`,
-            `lognormal:MEDIAN,SIGMA` or `exponential:MEAN`.
+        latency: Seconds until the answer, or until its first token if `tokens_per_second` is set: a
+            number, or text such as `uniform:0.5,2`, `lognormal:MEDIAN,SIGMA` or `exponential:MEAN`.
+        tokens_per_second: Pace at which reasoning and answer are written, streamed or not; None is at
+            once.
         answer_tokens: Length of the answer: a whole number or `uniform:LOW,HIGH`. The same prompt
             always gets the same length.
         reasoning_tokens: Tokens thought before the answer, like `answer_tokens`.
@@ -195,6 +209,7 @@ class Knobs(_Frozen):
     """
 
     latency: Latency = Spread("fixed", 0.0)
+    tokens_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     answer_tokens: TokenCount = Spread("fixed", 60.0)
     reasoning_tokens: TokenCount = Spread("fixed", 0.0)
     cached_share: float = Field(default=0.0, ge=0, le=1)

@@ -5,7 +5,7 @@ from itertools import accumulate
 MARK = "[simulated]"
 REASONING = f"{MARK} Thinking it over, and counting the tokens that this takes."
 
-_CHARACTERS_PER_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4
 _EXCERPT_LENGTH = 72
 _SENTENCES = (
     "Let us take it step by step. ",
@@ -25,7 +25,7 @@ _STARTS = (0, *accumulate(len(sentence) for sentence in _SENTENCES[:-1]))
 
 def tokens_in(characters: int) -> int:
     """Tokens that so many characters count as: one for every four, and at least one."""
-    return max(1, -(-characters // _CHARACTERS_PER_TOKEN))
+    return max(1, -(-characters // CHARACTERS_PER_TOKEN))
 
 
 def write_answer(question: str, tokens: int, key: int, *, is_cut: bool) -> str:
@@ -34,7 +34,7 @@ def write_answer(question: str, tokens: int, key: int, *, is_cut: bool) -> str:
     It is never shorter than `MARK`. `key` chooses the words that follow. It ends with a whole
     sentence if there is room for one, or in the middle of a word if `is_cut`.
     """
-    room = max(tokens * _CHARACTERS_PER_TOKEN, len(MARK))
+    room = max(tokens * CHARACTERS_PER_TOKEN, len(MARK))
     opening = f"{MARK} You asked: {_excerpt(question)} "
     text = (opening + _filler(room - len(opening), key))[:room]
     if is_cut or room == len(MARK):

@@ -31,6 +31,23 @@ class Refusal(Exception):
         self.trailers = trailers or {}
 
 
+class Dropped(Refusal):
+    """The connection breaks; gRPC's client calls that UNAVAILABLE."""
+
+    def __init__(self) -> None:
+        super().__init__(grpc.StatusCode.UNAVAILABLE, "Connection dropped (simulated).")
+
+
+def bad_request(details: str) -> Refusal:
+    """Nobody could answer this request."""
+    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, details)
+
+
+def not_found(what: str, name: str) -> Refusal:
+    """There is none of this name, or no longer."""
+    return Refusal(grpc.StatusCode.NOT_FOUND, f"{what} {name!r} not found.")
+
+
 def no_key() -> Refusal:
     """The call has no API key."""
     details = "No API key: send the metadata 'authorization: Bearer KEY'."
@@ -100,7 +117,7 @@ async def fail_after_start(fault: Fault) -> None:
         case "status":
             raise _status(fault)
         case "drop_call":
-            raise Refusal(grpc.StatusCode.UNAVAILABLE, "Connection dropped (simulated).")
+            raise Dropped
         case "hang":
             await asyncio.get_running_loop().create_future()
         case "oversized":

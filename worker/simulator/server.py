@@ -12,6 +12,7 @@ from promptq.worker.simulator.addresses import LOOPBACK, joined
 from promptq.worker.simulator.auth import AuthService
 from promptq.worker.simulator.chat import ChatService
 from promptq.worker.simulator.control import control_handler
+from promptq.worker.simulator.generations import Generations
 from promptq.worker.simulator.knobs import MIB, Knobs
 from promptq.worker.simulator.state import State
 
@@ -67,6 +68,7 @@ async def serving(
         yield Serving(joined(address, port), port, state)
     finally:
         await server.stop(grace)
+        state.conversations.cancel()
 
 
 def _build(state: State) -> grpc.aio.Server:
@@ -74,7 +76,7 @@ def _build(state: State) -> grpc.aio.Server:
     if state.knobs.max_concurrent_streams is not None:
         options.append(("grpc.max_concurrent_streams", state.knobs.max_concurrent_streams))
     server = grpc.aio.server(options=options)
-    chat_pb2_grpc.add_ChatServicer_to_server(ChatService(state), server)  # type: ignore[no-untyped-call]
+    chat_pb2_grpc.add_ChatServicer_to_server(ChatService(state, Generations(state)), server)  # type: ignore[no-untyped-call]
     auth_pb2_grpc.add_AuthServicer_to_server(AuthService(state), server)  # type: ignore[no-untyped-call]
     server.add_generic_rpc_handlers((control_handler(state),))
     return server

@@ -7,12 +7,13 @@ from typing import Any
 
 from promptq.worker.simulator.books import Books, Totals
 from promptq.worker.simulator.buckets import Meters
+from promptq.worker.simulator.conversations import Conversations
 from promptq.worker.simulator.faults import FaultPicker
 from promptq.worker.simulator.knobs import Knobs
 
 
 class State:
-    """Knobs, books, meters of the rate limits, what is left of the credit, and the faults still to come.
+    """Knobs, books, meters of the rate limits, what is left of the credit, the faults still to come, and conversations.
 
     A call that is in flight when the books are reset ends in the old books: the new ones never hear
     of it.
@@ -21,6 +22,7 @@ class State:
     knobs: Knobs
     meters: Meters
     faults: FaultPicker
+    conversations: Conversations
     _random: random.Random
 
     def __init__(self, knobs: Knobs) -> None:
@@ -71,6 +73,7 @@ class State:
     def _begin(self, knobs: Knobs) -> None:
         self.knobs = knobs
         self.meters = Meters(knobs.limits)
+        self.conversations = Conversations()
         self._credit = knobs.credit_in_usd_ticks
         self._start_draws()
 
