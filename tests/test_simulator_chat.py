@@ -7,7 +7,6 @@ from typing import Any
 
 import grpc
 import pytest
-from pydantic import BaseModel
 from xai_sdk import AsyncClient
 from xai_sdk.aio.chat import Chat
 from xai_sdk.chat import (
@@ -28,16 +27,9 @@ from xai_sdk.tools import code_execution, web_search, x_search
 from promptq.worker.simulator.chunks import TOKENS_PER_CHUNK
 from promptq.worker.simulator.control import SimulatorControl
 from simulator_calls import QUESTION, ask, failure_of
-from simulator_chats import TIME, WEATHER
+from simulator_chats import TIME, WEATHER, Pet
 
 pytest_plugins = ["simulator_fixture"]
-
-
-class Pet(BaseModel):
-    """A shape for `parse`."""
-
-    name: str
-    age: int
 
 
 def chat(client: AsyncClient, **params: Any) -> Chat:

@@ -1,6 +1,7 @@
 """Addresses, as they are listened on and as they are called."""
 
 import ipaddress
+import socket
 
 LOOPBACK = "127.0.0.1"
 
@@ -29,3 +30,13 @@ def callable_from_here(address: str) -> str:
     if not parsed.is_unspecified:
         return address
     return LOOPBACK if parsed.version == 4 else "::1"
+
+
+def bound(address: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises OSError, which says why the address cannot be had."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        raise OSError(f"cannot listen on {joined(address, port)}: {reason}") from None

@@ -11,6 +11,7 @@ from promptq.worker.simulator.knobs import ANY_MODEL, Knobs
 from promptq.worker.simulator.spread import SPECS
 
 DEFAULT_PORT = 50051
+LAST_PORT = 65535
 
 _FAULT_HELP = 'What goes wrong, as JSON; repeatable. Example: {"kind": "drop_call", "rate": 0.1}'
 
@@ -18,7 +19,10 @@ _FAULT_HELP = 'What goes wrong, as JSON; repeatable. Example: {"kind": "drop_cal
 def simulate(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on; only loopback keeps other machines out.")] = LOOPBACK,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = DEFAULT_PORT,
+    port: Annotated[int, typer.Option(min=0, max=LAST_PORT, help="0 picks a free one.")] = DEFAULT_PORT,
+    rest_port: Annotated[
+        int | None, typer.Option(min=0, max=LAST_PORT, help="Of the REST API; the port after --port by default.")
+    ] = None,
     latency: Annotated[str | None, typer.Option(help=f"Seconds until an answer: {SPECS}.")] = None,
     tokens_per_second: Annotated[
         float | None, typer.Option(help="Pace at which an answer is written after that; at once by default.")
@@ -68,7 +72,8 @@ def simulate(
     from promptq.worker.simulator.foreground import run  # noqa: PLC0415
 
     try:
-        run(chosen, address=host, port=port, as_json=ready_json, die_with_stdin=die_with_stdin)
+        ports = (port, _port_after(port) if rest_port is None else rest_port)
+        run(chosen, address=host, ports=ports, as_json=ready_json, die_with_stdin=die_with_stdin)
     except OSError as error:
         _fail(str(error), exit_code=1)
 
@@ -78,6 +83,11 @@ def main() -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(simulate)
     app(prog_name="python -m promptq.worker.simulator")
+
+
+def _port_after(port: int) -> int:
+    """The next port; 0, any free one, after any or the last."""
+    return port + 1 if 0 < port < LAST_PORT else 0
 
 
 def _limits(rpm: float | None, tpm: float | None, *, per_minute: bool) -> dict[str, Any] | None:

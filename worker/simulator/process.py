@@ -25,6 +25,7 @@ class Ready(BaseModel):
 
     host: str
     port: int
+    rest_url: str
 
 
 class SimulatorDidNotStart(RuntimeError):
@@ -33,17 +34,19 @@ class SimulatorDidNotStart(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class SimulatorProcess:
-    """A simulator's process; `host` is `address:port`, for the SDK's `api_host`."""
+    """A simulator's process; `host` is `address:port`, for the SDK's `api_host`, `rest_url` a base URL."""
 
     host: str
+    rest_url: str
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class RunningSimulator:
-    """A simulator and its remote control; `host` is `address:port`, for the SDK's `api_host`."""
+    """A simulator and its remote control; `host` is `address:port`, for the SDK's `api_host`, `rest_url` a base URL."""
 
     host: str
+    rest_url: str
     pid: int
     control: SimulatorControl
 
@@ -51,6 +54,8 @@ class RunningSimulator:
 @asynccontextmanager
 async def running_simulator(*, port: int = 0, **knobs: Any) -> AsyncIterator[RunningSimulator]:
     """Runs a simulator on loopback with these knobs (see `Knobs`) and ends it with the block.
+
+    `port` is that of gRPC; the REST API takes a free one.
 
     It also ends when this process dies, however it dies.
 
@@ -62,7 +67,7 @@ async def running_simulator(*, port: int = 0, **knobs: Any) -> AsyncIterator[Run
     try:
         process = await asyncio.to_thread(stack.enter_context, simulator_process(port=port, **knobs))
         async with SimulatorControl(process.host) as control:
-            yield RunningSimulator(process.host, process.pid, control)
+            yield RunningSimulator(process.host, process.rest_url, process.pid, control)
     finally:
         await asyncio.to_thread(stack.close)
 
@@ -72,14 +77,24 @@ def simulator_process(*, port: int = 0, **knobs: Any) -> Iterator[SimulatorProce
     """As `running_simulator`, without an event loop: for fixtures that several loops share."""
     process = _start(Knobs.model_validate(knobs), port)
     try:
-        yield SimulatorProcess(_wait_until_ready(process).host, process.pid)
+        ready = _wait_until_ready(process)
+        yield SimulatorProcess(ready.host, ready.rest_url, process.pid)
     finally:
         _end(process)
 
 
 def _start(knobs: Knobs, port: int) -> subprocess.Popen[bytes]:
     command = (sys.executable, "-m", "promptq.worker.simulator")
-    options = ("--port", str(port), "--knobs", knobs.model_dump_json(), "--ready-json", "--die-with-stdin")
+    options = (
+        "--port",
+        str(port),
+        "--rest-port",
+        "0",
+        "--knobs",
+        knobs.model_dump_json(),
+        "--ready-json",
+        "--die-with-stdin",
+    )
     return subprocess.Popen(
         command + options,
         stdin=subprocess.PIPE,

@@ -1,6 +1,5 @@
 """The server: its options, its services, its start and its end."""
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -8,12 +7,13 @@ from dataclasses import dataclass
 import grpc.aio
 from xai_sdk.proto import auth_pb2_grpc, chat_pb2_grpc
 
-from promptq.worker.simulator.addresses import LOOPBACK, joined
+from promptq.worker.simulator.addresses import LOOPBACK, bound, joined
 from promptq.worker.simulator.auth import AuthService
 from promptq.worker.simulator.chat import ChatService
 from promptq.worker.simulator.control import control_handler
 from promptq.worker.simulator.generations import Generations
 from promptq.worker.simulator.knobs import MIB, Knobs
+from promptq.worker.simulator.rest import serving_rest
 from promptq.worker.simulator.state import State
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
@@ -38,16 +38,17 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A running server: its state, and the `address:port` for the SDK's `api_host`."""
+    """A running server: its state, the `address:port` for the SDK's `api_host`, and the port of its REST API."""
 
     host: str
     port: int
+    rest_port: int
     state: State
 
 
 @asynccontextmanager
 async def serving(
-    knobs: Knobs, *, address: str = LOOPBACK, port: int = 0, grace: float = 0.5
+    knobs: Knobs, *, address: str = LOOPBACK, port: int = 0, rest_port: int = 0, grace: float = 0.5
 ) -> AsyncIterator[Serving]:
     """Serves inside the block. At its end, calls in flight get `grace` seconds to finish.
 
@@ -55,46 +56,40 @@ async def serving(
         knobs: How it answers, at first.
         address: Where it listens; anything but loopback lets other machines in.
         port: 0 picks a free one.
+        rest_port: The same for the REST API.
         grace: Seconds.
 
     Raises:
-        OSError: the address is taken, or not one of this machine's.
+        OSError: an address is taken, or not one of this machine's.
     """
     state = State(knobs)
-    server = _build(state)
-    port = _bind(server, address, port)
-    await server.start()
-    try:
-        yield Serving(joined(address, port), port, state)
-    finally:
-        await server.stop(grace)
-        state.conversations.cancel()
+    generations = Generations(state)
+    server = _build(state, generations)
+    bound_port = _bind(server, address, port)
+    async with serving_rest(state, generations, address=address, port=rest_port, grace=grace) as bound_rest_port:
+        await server.start()
+        try:
+            yield Serving(joined(address, bound_port), bound_port, bound_rest_port, state)
+        finally:
+            await server.stop(grace)
+            state.conversations.cancel()
 
 
-def _build(state: State) -> grpc.aio.Server:
+def _build(state: State, generations: Generations) -> grpc.aio.Server:
     options = list(_OPTIONS)
     if state.knobs.max_concurrent_streams is not None:
         options.append(("grpc.max_concurrent_streams", state.knobs.max_concurrent_streams))
     server = grpc.aio.server(options=options)
-    chat_pb2_grpc.add_ChatServicer_to_server(ChatService(state, Generations(state)), server)  # type: ignore[no-untyped-call]
+    chat_pb2_grpc.add_ChatServicer_to_server(ChatService(state, generations), server)  # type: ignore[no-untyped-call]
     auth_pb2_grpc.add_AuthServicer_to_server(AuthService(state), server)  # type: ignore[no-untyped-call]
     server.add_generic_rpc_handlers((control_handler(state),))
     return server
 
 
 def _bind(server: grpc.aio.Server, address: str, port: int) -> int:
-    _check_free(address, port)
+    # gRPC would say only that it cannot, on stderr.
+    bound(address, port).close()
     try:
         return int(server.add_insecure_port(joined(address, port)))
     except RuntimeError as error:
         raise OSError(str(error)) from None
-
-
-def _check_free(address: str, port: int) -> None:
-    """The kernel says why an address cannot be had; gRPC says only that it cannot, on stderr."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        socket.create_server((address, port), family=family).close()
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]
-        raise OSError(f"cannot listen on {joined(address, port)}: {reason}") from None
