@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import grpc
 import grpc.aio
+import httpx
 import pytest
 from pydantic import ValidationError
 from xai_sdk import AsyncClient
@@ -23,6 +24,7 @@ from xai_sdk.proto import chat_pb2, usage_pb2
 from promptq.producer.errors import ErrorCode
 from promptq.worker.providers.xai_errors import error_of
 from promptq.worker.simulator import books
+from promptq.worker.simulator.command import _port_after
 from promptq.worker.simulator.control import SimulatorControl
 from promptq.worker.simulator.knobs import Fault, Knobs, RateLimit, StatusName
 from promptq.worker.simulator.process import (
@@ -577,15 +579,17 @@ def test_signal_ends_it_cleanly(number: signal.Signals) -> None:
     host = ready.partition("PROMPTQ_XAI_HOST=")[2].split()[0]
     assert host.startswith("127.0.0.1:")
     assert "PROMPTQ_XAI_INSECURE=1" in ready
+    assert "REST on http://127.0.0.1:" in ready
     assert (process.returncode, errors) == (0, "")
     assert "0 calls, 0 generations" in rest
     assert rest.count("\n") == 1
 
 
-def test_port_in_use_is_one_line() -> None:
+@pytest.mark.parametrize("option", ["--port", "--rest-port"])
+def test_port_in_use_is_one_line(option: str) -> None:
     """A port that is taken is one line on stderr and exit code 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        ended = run("--port", str(taken.getsockname()[1]))
+        ended = run("--port", "0", option, str(taken.getsockname()[1]))
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "Address already in use" in ended.stderr
     assert ended.stderr.count("\n") == 1
@@ -673,7 +677,40 @@ def test_ready_line_is_json() -> None:
         process.terminate()
         totals = json.loads(process.stdout.read())
     assert ready["host"] == f"127.0.0.1:{ready['port']}"
+    assert ready["rest_url"].startswith("http://127.0.0.1:")
     assert totals["calls"] == 0
+
+
+@pytest.mark.parametrize(("port", "rest_port"), [(0, 0), (50051, 50052), (65535, 0)])
+def test_rest_port_by_default(port: int, rest_port: int) -> None:
+    """It is the next one, or a free one if there is no such or any will do."""
+    assert _port_after(port) == rest_port
+
+
+async def test_a_signal_ends_calls_in_flight(connect: Connect) -> None:
+    """A simulator that is ended while calls of every sort hang ends as cleanly."""
+    command = (*COMMAND, "--port", "0", "--fault", '{"kind": "hang"}', "--ready-json")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        chat = connect(ready["host"]).chat.create("grok-4", messages=[user(QUESTION)])
+        body = {"model": "grok-4", "messages": [{"role": "user", "content": QUESTION}]}
+        headers = {"authorization": "Bearer test"}
+        async with httpx.AsyncClient(base_url=ready["rest_url"], headers=headers) as http:
+            calls = [
+                asyncio.create_task(chat.sample()),
+                asyncio.create_task(chat.defer()),
+                asyncio.create_task(http.post("/chat/completions", json=body)),
+                asyncio.create_task(http.post("/chat/completions", json={**body, "stream": True})),
+            ]
+            async with SimulatorControl(ready["host"]) as control:
+                await control.until(lambda totals: totals.generations == 4)
+            process.terminate()
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        totals, errors = await asyncio.to_thread(process.communicate, timeout=10)
+    assert all(isinstance(outcome, Exception) for outcome in outcomes)
+    assert (process.returncode, errors) == (0, "")
+    assert json.loads(totals)["ended"] == {"CANCELLED": 4}
 
 
 def is_listening(host: str) -> bool:

@@ -8,6 +8,7 @@ the same answer, whole or in chunks, over gRPC or REST.
 import time
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from xai_sdk.proto import chat_pb2, sample_pb2, usage_pb2
@@ -92,12 +93,16 @@ def plan_answer(request: chat_pb2.GetCompletionsRequest, prompt: Prompt, knobs: 
     key = zlib.crc32(prompt.text.encode(), (knobs.seed + request.seed) % _KEYS)
     chance = key / _KEYS
     length = _length(request.max_tokens, tokens_in(size) if size else max(1, _draw(knobs.answer_tokens, chance)), size)
-    outputs: Sequence[chat_pb2.CompletionOutput] = ()
-    if not size and not is_plain(request):
-        outputs = write_outputs(request, prompt.text, key, length)
-    completion = tokens_of(outputs) if outputs else length.tokens * _count(request)
+    reasoning = _reasoning(request, _draw(knobs.reasoning_tokens, chance))
+    if size or is_plain(request):
+        return Plan(key, length, _usage(request, prompt, length.tokens * _count(request), reasoning, knobs))
+    outputs = write_outputs(request, prompt.text, key, length)
     citations = cited(request)
-    usage = _usage(request, prompt, completion, _reasoning(request, _draw(knobs.reasoning_tokens, chance)), knobs)
+    usage = replace(
+        _usage(request, prompt, tokens_of(outputs), reasoning, knobs),
+        num_sources_used=len(citations),
+        server_side_tools_used=tuple(tool.used for tool in tools_run(request)),
+    )
     return Plan(key, length, usage, outputs, citations)
 
 
@@ -111,10 +116,13 @@ def compose_answer(
         system_fingerprint=SYSTEM_FINGERPRINT,
         service_tier=request.service_tier or usage_pb2.SERVICE_TIER_DEFAULT,
         usage=_on_the_wire(plan.usage),
-        citations=plan.citations,
-        outputs=plan.outputs or _prose(request, prompt, plan),
     )
     response.created.seconds = int(time.time())
+    if plan.outputs:
+        response.outputs.extend(plan.outputs)
+        response.citations.extend(plan.citations)
+    else:
+        _write_prose(response, _count(request), prompt, plan)
     if plan.usage.reasoning_tokens:
         for output in response.outputs:
             if output.message.role == chat_pb2.ROLE_ASSISTANT:
@@ -122,19 +130,13 @@ def compose_answer(
     return response
 
 
-def _prose(request: chat_pb2.GetCompletionsRequest, prompt: Prompt, plan: Plan) -> list[chat_pb2.CompletionOutput]:
+def _write_prose(response: chat_pb2.GetChatCompletionResponse, count: int, prompt: Prompt, plan: Plan) -> None:
     tokens, is_cut = plan.length
-    return [
-        chat_pb2.CompletionOutput(
-            index=index,
-            finish_reason=sample_pb2.REASON_MAX_LEN if is_cut else sample_pb2.REASON_STOP,
-            message=chat_pb2.CompletionMessage(
-                role=chat_pb2.ROLE_ASSISTANT,
-                content=write_answer(prompt.text, tokens, plan.key + index, is_cut=is_cut),
-            ),
-        )
-        for index in range(_count(request))
-    ]
+    finish_reason = sample_pb2.REASON_MAX_LEN if is_cut else sample_pb2.REASON_STOP
+    for index in range(count):
+        message = response.outputs.add(index=index, finish_reason=finish_reason).message
+        message.role = chat_pb2.ROLE_ASSISTANT
+        message.content = write_answer(prompt.text, tokens, plan.key + index, is_cut=is_cut)
 
 
 def _count(request: chat_pb2.GetCompletionsRequest) -> int:
@@ -170,13 +172,11 @@ def _usage(
         prompt_tokens=prompt_tokens,
         total_tokens=prompt_tokens + completion + reasoning,
         cost_in_usd_ticks=_cost(prompt_tokens, completion + reasoning, knobs.cost_in_usd_ticks, factor),
-        num_sources_used=len(cited(request)),
-        server_side_tools_used=tuple(tool.used for tool in tools_run(request)),
     )
 
 
 def _on_the_wire(usage: TokenUsage) -> usage_pb2.SamplingUsage:
-    return usage_pb2.SamplingUsage(
+    told = usage_pb2.SamplingUsage(
         prompt_text_tokens=usage.prompt_text_tokens,
         prompt_image_tokens=usage.prompt_image_tokens,
         cached_prompt_text_tokens=usage.cached_prompt_text_tokens,
@@ -185,9 +185,11 @@ def _on_the_wire(usage: TokenUsage) -> usage_pb2.SamplingUsage:
         prompt_tokens=usage.prompt_tokens,
         total_tokens=usage.total_tokens,
         cost_in_usd_ticks=usage.cost_in_usd_ticks,
-        num_sources_used=usage.num_sources_used,
-        server_side_tools_used=usage.server_side_tools_used,
     )
+    if usage.num_sources_used or usage.server_side_tools_used:
+        sources, tools = usage.num_sources_used, usage.server_side_tools_used
+        told.MergeFrom(usage_pb2.SamplingUsage(num_sources_used=sources, server_side_tools_used=tools))
+    return told
 
 
 def _cost(prompt_tokens: int, generated_tokens: int, cost: TokenCost | None, factor: int) -> int | None:

@@ -28,7 +28,7 @@ class Length(NamedTuple):
 
 
 def is_plain(request: chat_pb2.GetCompletionsRequest) -> bool:
-    """Whether the answer is prose and nothing else."""
+    """Whether the answer is prose, and nothing was looked up for it."""
     return not (
         request.tools
         or request.stop
@@ -37,6 +37,7 @@ def is_plain(request: chat_pb2.GetCompletionsRequest) -> bool:
         or request.use_encrypted_content
         or request.HasField("tool_choice")
         or request.HasField("response_format")
+        or request.HasField("search_parameters")
     )
 
 
