@@ -1,8 +1,10 @@
 """All of chat over gRPC, by the real SDK: tools, structured output, streams, stored and deferred answers."""
 
 import asyncio
+import gc
 import json
 import time
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -26,6 +28,10 @@ from xai_sdk.tools import code_execution, web_search, x_search
 
 from promptq.worker.simulator.chunks import TOKENS_PER_CHUNK
 from promptq.worker.simulator.control import SimulatorControl
+from promptq.worker.simulator.generations import Caller, Generations
+from promptq.worker.simulator.knobs import Fault, Knobs
+from promptq.worker.simulator.refusals import Refusal
+from promptq.worker.simulator.state import State
 from simulator_calls import QUESTION, ask, failure_of
 from simulator_chats import TIME, WEATHER, Pet
 
@@ -379,6 +385,38 @@ async def test_a_cancelled_stream_ends(client: AsyncClient, control: SimulatorCo
     call.cancel()
     totals = await control.until(lambda totals: totals.in_flight == 0)
     assert (totals.generations, totals.ended) == (1, {"CANCELLED": 1})
+
+
+async def test_a_stream_that_is_not_read_to_its_end() -> None:
+    """Closed between two chunks, it is booked CANCELLED."""
+    state = State(Knobs())
+    request = chat_pb2.GetCompletionsRequest(model="grok-4", messages=[user(QUESTION)])
+    async with aclosing(Generations(state).stream(request, Caller(key="key", peer="peer"))) as chunks:
+        await anext(chunks)
+    totals = state.totals()
+    assert (totals.in_flight, totals.ended) == (0, {"CANCELLED": 1})
+
+
+async def test_a_reset_forgets_answers_and_ends_no_call() -> None:
+    """Stored and deferred answers go with the knobs; a deferred call that hangs goes on in the old books."""
+    state = State(Knobs(faults=(Fault(kind="hang", match="deferred"),)))
+    generations = Generations(state)
+    caller = Caller(key="key", peer="peer")
+    stored = chat_pb2.GetCompletionsRequest(model="grok-4", messages=[user("Why?")], store_messages=True)
+    response_id = (await generations.answer(stored, caller)).id
+    deferred = chat_pb2.GetCompletionsRequest(model="grok-4", messages=[user("deferred")])
+    request_id = generations.defer(deferred, caller)
+    books = state.books
+    state.reset(keep_knobs=False)
+    gc.collect()
+    with pytest.raises(Refusal):
+        state.conversations.stored(response_id)
+    with pytest.raises(Refusal):
+        state.conversations.deferred(request_id)
+    await asyncio.sleep(0)
+    assert books.totals(credit=None).in_flight == 1
+    await generations.aclose()
+    assert books.totals(credit=None).ended == {"OK": 1, "CANCELLED": 1}
 
 
 async def test_a_stream_is_refused_as_a_call_is(client: AsyncClient, control: SimulatorControl) -> None:

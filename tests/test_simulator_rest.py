@@ -60,7 +60,7 @@ def joined(chunks: list[Any]) -> list[dict[str, Any]]:
             one["reasoning"] += choice["delta"].get("reasoning_content", "")
             one["calls"] += [called(call) for call in choice["delta"].get("tool_calls", ())]
             one["finish"] = choice.get("finish_reason", one["finish"])
-    return [said[index] for index in sorted(said)]
+    return [said[index] for index in range(len(said))]
 
 
 def told(answer: Any) -> list[dict[str, Any]]:

@@ -69,8 +69,3 @@ class Conversations:
         if answer.done():
             del self._deferred[request_id]
         return answer
-
-    def cancel(self) -> None:
-        """Ends what is still to come."""
-        for answer in self._deferred.values():
-            answer.cancel()

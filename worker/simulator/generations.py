@@ -59,6 +59,8 @@ class Generations:
     def __init__(self, state: State) -> None:
         self._state = state
         self._numbers = itertools.count(1)
+        # The loop itself holds tasks only weakly.
+        self._under_way: set[asyncio.Task[chat_pb2.GetChatCompletionResponse | None]] = set()
 
     async def answer(
         self, request: chat_pb2.GetCompletionsRequest, caller: Caller
@@ -91,8 +93,17 @@ class Generations:
             generation = self._begin(stack.enter_context(self._booked(request, caller)))
             booking = stack.pop_all()
         request_id = f"deferred-{self._new_id()}"
-        self._state.conversations.defer(request_id, asyncio.create_task(self._finish_later(generation, booking)))
+        answer = asyncio.create_task(self._finish_later(generation, booking))
+        self._under_way.add(answer)
+        answer.add_done_callback(self._under_way.discard)
+        self._state.conversations.defer(request_id, answer)
         return request_id
+
+    async def aclose(self) -> None:
+        """Cancels the deferred answers that are still to come."""
+        for answer in self._under_way:
+            answer.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
 
     async def _finish_later(
         self, generation: _Generation, booking: ExitStack

@@ -72,7 +72,7 @@ async def serving(
             yield Serving(joined(address, bound_port), bound_port, bound_rest_port, state)
         finally:
             await server.stop(grace)
-            state.conversations.cancel()
+            await generations.aclose()
 
 
 def _build(state: State, generations: Generations) -> grpc.aio.Server:
