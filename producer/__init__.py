@@ -4,6 +4,7 @@ from promptq.producer.errors import (
     ErrorCode,
     GroupNotFound,
     IdConflict,
+    InvalidAnswer,
     InvalidJob,
     InvalidPayload,
     InvalidSetting,
@@ -18,24 +19,30 @@ from promptq.producer.errors import (
     WaitTimeout,
 )
 from promptq.producer.groups import Group
+from promptq.producer.messages import Message
 from promptq.producer.models import (
     AccountPause,
-    Attempt,
     GroupCounts,
-    JobError,
-    JobResult,
     JobStatus,
     LaneStats,
     Limits,
-    Message,
     ModelLimits,
     PromptJob,
     QueueStats,
     TenantStats,
+)
+from promptq.producer.queue import JobHandle, PromptQueue
+from promptq.producer.results import (
+    Attempt,
+    InlineCitation,
+    JobError,
+    JobResult,
+    Output,
+    OutputFile,
+    TokenLogprob,
     ToolCall,
     Usage,
 )
-from promptq.producer.queue import JobHandle, PromptQueue
 from promptq.producer.settings import ProducerSettings
 
 __all__ = [
@@ -46,6 +53,8 @@ __all__ = [
     "GroupCounts",
     "GroupNotFound",
     "IdConflict",
+    "InlineCitation",
+    "InvalidAnswer",
     "InvalidJob",
     "InvalidPayload",
     "InvalidSetting",
@@ -61,6 +70,8 @@ __all__ = [
     "Limits",
     "Message",
     "ModelLimits",
+    "Output",
+    "OutputFile",
     "PayloadTooLarge",
     "ProducerSettings",
     "PromptJob",
@@ -70,6 +81,7 @@ __all__ = [
     "QueueStats",
     "QueueUnavailable",
     "TenantStats",
+    "TokenLogprob",
     "ToolCall",
     "Usage",
     "WaitTimeout",

@@ -13,10 +13,11 @@ from promptq.producer.console import CommandError, note, one_line
 from promptq.producer.entries import CHUNK_JOBS
 from promptq.producer.errors import IdConflict, PromptqError
 from promptq.producer.inputs import BadLine, PromptLine
-from promptq.producer.models import JobResult, JobStatus, Usage
+from promptq.producer.models import JobStatus
 from promptq.producer.outputs import dollars, spent
 from promptq.producer.progress import Progress, speed
 from promptq.producer.queue import JobHandle, PromptQueue
+from promptq.producer.results import JobResult, Usage
 
 T = TypeVar("T")
 

@@ -16,16 +16,9 @@ from promptq.producer import loop_thread, queue
 from promptq.producer.bridge import Bridge
 from promptq.producer.entries import Prompt, chunks_of
 from promptq.producer.errors import ErrorCode, PromptqError
-from promptq.producer.models import (
-    GroupCounts,
-    JobResult,
-    JobStatus,
-    ModelLimits,
-    PromptJob,
-    QueueStats,
-    TenantStats,
-)
+from promptq.producer.models import GroupCounts, JobStatus, ModelLimits, PromptJob, QueueStats, TenantStats
 from promptq.producer.records import Entry
+from promptq.producer.results import JobResult
 from promptq.producer.settings import ProducerSettings
 
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from promptq.producer import loop_thread
 from promptq.producer.errors import QueueUnavailable
 from promptq.producer.loop_thread import LoopEnded, LoopThread
-from promptq.producer.models import JobResult
 from promptq.producer.queue import PromptQueue
+from promptq.producer.results import JobResult
 from promptq.producer.settings import ProducerSettings
 
 T = TypeVar("T")

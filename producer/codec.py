@@ -10,7 +10,8 @@ import pydantic_core
 from pydantic import ValidationError
 
 from promptq.producer.errors import InvalidPayload
-from promptq.producer.models import Attempt, JobError, JobResult, JobStatus, Usage, from_ms
+from promptq.producer.models import JobStatus, from_ms
+from promptq.producer.results import BOOKED, Attempt, JobError, JobResult, Usage
 
 FUNCTION: Final = "sample_prompt"
 """The one function of the queue, under the name that plain arq clients enqueue."""
@@ -89,7 +90,7 @@ def attempt_of(token: str, data: bytes) -> Attempt:
     """The attempt that stands in a ledger under the claim's token. Raises InvalidPayload."""
     try:
         started, duration, amounts, *failure = pydantic_core.from_json(data)
-        usage = None if amounts is None else dict(zip(Usage.model_fields, amounts, strict=True))
+        usage = None if amounts is None else dict(zip(BOOKED, amounts, strict=True))
         return Attempt.model_validate(
             {
                 "worker": token.rpartition(":")[0],

@@ -15,10 +15,11 @@ from promptq.producer.console import note
 from promptq.producer.entries import CHUNK_JOBS
 from promptq.producer.errors import JobNotFound, QueueUnavailable
 from promptq.producer.groups import Group
-from promptq.producer.models import GroupCounts, JobResult
+from promptq.producer.models import GroupCounts
 from promptq.producer.outputs import Take
 from promptq.producer.progress import Progress
 from promptq.producer.queue import PromptQueue
+from promptq.producer.results import JobResult
 
 WATCHED: Final = 4000
 """Jobs that are waited for at one time. They are taken in their order, which is about the order in which they end."""

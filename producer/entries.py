@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from promptq.producer import codec
 from promptq.producer.errors import InvalidJob, InvalidPayload, PayloadTooLarge
+from promptq.producer.messages import Message
 from promptq.producer.models import REQUEST_FIELDS, PromptJob
 from promptq.producer.records import Adoption, Entry
 from promptq.producer.settings import ProducerSettings, milliseconds
@@ -24,8 +25,15 @@ _BYTES_A_TOKEN = 4
 _TOKENS_A_MESSAGE = 4
 _MOST_BESIDE = 8192
 """Bytes of everything else in a request, or beside one of its texts."""
+_TOKENS_AN_ATTACHMENT = 1_000
+"""An image or a file, however many bytes it has."""
+_LONG_FIELDS = frozenset({"tools", "response_format"})
+"""Those beside the messages that may be long, and that the model reads."""
 
-Prompt = str | Sequence[Mapping[str, Any]]
+_BEFORE_ARGUMENTS = b'{"t":null,"f":"%b","a":[],"k":' % codec.FUNCTION.encode()
+_AFTER_ARGUMENTS = b',"et":'
+
+Prompt = str | Sequence[Mapping[str, Any] | Message]
 """A user's prompt, or messages such as `{"role": "user", "content": "Hi"}`."""
 
 
@@ -47,6 +55,10 @@ def job_of(
         fields = {**given, **said}
     else:
         fields = {"messages": given} | said
+    return _validated(fields, position)
+
+
+def _validated(fields: dict[str, Any], position: int | None) -> PromptJob:
     try:
         return PromptJob.model_validate(fields)
     except ValidationError as error:
@@ -54,9 +66,17 @@ def job_of(
 
 
 def _invalid(error: ValidationError, position: int | None, *, is_prompt: bool) -> InvalidJob:
-    """The first complaint, without the value that was given: it may be a prompt or a secret."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    loc = first["loc"]
+    """The first complaint, without the value that was given: it may be a prompt or a secret.
+
+    Where a field may be one of several shapes, the complaint that goes deepest into one of them counts.
+    """
+    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    first = errors[0]
+    if _is_shape(first["loc"][-1:]):
+        field_of = first["loc"][:-1]
+        about_it = [each for each in errors if each["loc"][: len(field_of)] == field_of]
+        first = max(about_it, key=lambda each: len(each["loc"]))
+    loc = tuple(place for place in first["loc"] if not _is_shape((place,)))
     if is_prompt and loc[:1] == ("messages",):
         field = "prompt"
     elif loc[:1] == ("deadline",):
@@ -69,14 +89,23 @@ def _invalid(error: ValidationError, position: int | None, *, is_prompt: bool) -
     return InvalidJob(field, reason, position)
 
 
+def _is_shape(place: tuple[str | int, ...]) -> bool:
+    """Whether it is no field, but the tag of one of the shapes that a field may have."""
+    return place != () and str(place[0]).startswith("[")
+
+
 def check(job: PromptJob, settings: ProducerSettings, position: int | None = None) -> None:
     """Raise what `entry_of` would raise, mostly without encoding the request.
 
     Raises InvalidJob or PayloadTooLarge.
     """
     metadata = _encode(job.metadata, position, "metadata") if job.metadata else b""
-    texts = sum(len(message.content) for message in job.messages) + sum(map(len, job.stop or ()))
-    most = _MOST_ESCAPED * texts + _MOST_BESIDE * (1 + len(job.messages) + len(job.stop or ())) + len(metadata)
+    texts = [message.content for message in job.messages if isinstance(message.content, str)]
+    if len(texts) < len(job.messages) or not job.model_fields_set.isdisjoint(_LONG_FIELDS):
+        entry_of(job, settings, position)
+        return
+    texts += job.stop or ()
+    most = _MOST_ESCAPED * sum(map(len, texts)) + _MOST_BESIDE * (1 + len(texts)) + len(metadata)
     if most > settings.max_payload:
         entry_of(job, settings, position)
 
@@ -88,12 +117,12 @@ def entry_of(job: PromptJob, settings: ProducerSettings, position: int | None = 
     """
     job = _with_model(job, settings)
     arguments = job.payload()
-    payload = _encode(
-        {"t": None, "f": codec.FUNCTION, "a": (), "k": arguments, "et": time.time_ns() // 1_000_000}, position
-    )
+    encoded = _encode(arguments, position)
+    payload = b"%b%b%b%d}" % (_BEFORE_ARGUMENTS, encoded, _AFTER_ARGUMENTS, time.time_ns() // 1_000_000)
     if len(payload) > settings.max_payload:
         raise PayloadTooLarge("prompt", f"{len(payload)} bytes encoded, {settings.max_payload} allowed", position)
-    entry = _entry(job, job.id or os.urandom(16).hex(), str(job.model), arguments, payload=payload, position=position)
+    digest = _digest_of(arguments, encoded, position)
+    entry = _entry(job, job.id or os.urandom(16).hex(), str(job.model), digest, payload=payload, position=position)
     if entry.size > settings.max_payload:
         raise PayloadTooLarge(
             "metadata", f"{entry.size} bytes with the request, {settings.max_payload} allowed", position
@@ -143,7 +172,7 @@ def adoption_of(job_id: str, lane: str, record: Mapping[str, Any], settings: Pro
     if job.id is not None:
         raise InvalidJob("id", "give arq's _job_id instead")
     job = _with_model(job, settings)
-    entry = _entry(job, job_id, lane, job.payload(), payload=b"", position=None)
+    entry = _entry(job, job_id, lane, _digest(job), payload=b"", position=None)
     return Adoption(entry, str(job.model), _enqueued(record.get("et")))
 
 
@@ -155,21 +184,19 @@ def _enqueued(said: Any) -> int:
 def job_in(record: Mapping[str, Any]) -> PromptJob:
     """The job inside a decoded payload, ours or plain arq's. Raises InvalidJob."""
     args, options = record.get("a") or (), record.get("k") or {}
-    if not isinstance(args, list | tuple) or len(args) > 1 or not isinstance(options, Mapping):
+    if not isinstance(args, list | tuple) or len(args) > 1 or not isinstance(options, dict):
         raise InvalidJob("prompt", "give one prompt, and everything else by name")
-    return job_of(args[0], options) if args else job_of(dict(options), {})
+    return job_of(args[0], options) if args else _validated(dict(options), None)
 
 
-def _entry(
-    job: PromptJob, job_id: str, lane: str, arguments: dict[str, Any], *, payload: bytes, position: int | None
-) -> Entry:
+def _entry(job: PromptJob, job_id: str, lane: str, digest: str, *, payload: bytes, position: int | None) -> Entry:
     return Entry(
         estimate=_estimate(job),
         id=job_id,
         lane=lane,
         band=int(job.band),
         tenant=job.tenant,
-        digest=_digest(arguments, position),
+        digest=digest,
         delay=milliseconds(job.delay) if job.delay else 0,
         deadline=_deadline(job.deadline),
         ttl=None if job.result_ttl is None else milliseconds(job.result_ttl),
@@ -181,19 +208,47 @@ def _entry(
 
 def _estimate(job: PromptJob) -> str:
     """Tokens as the claim script takes them: of the prompt, and the most of the answer. What is learned corrects it."""
-    texts = sum(len(message.content.encode()) for message in job.messages)
-    prompt = texts // _BYTES_A_TOKEN + _TOKENS_A_MESSAGE * len(job.messages)
-    return str(prompt) if job.max_tokens is None else f"{prompt}/{job.max_tokens}"
+    bytes_of_text, attachments = 0, 0
+    for message in job.messages:
+        if isinstance(message.content, str):
+            bytes_of_text += len(message.content.encode())
+        else:
+            bytes_of_text += len(message.text.encode())
+            attachments += sum(1 for _ in message.attachments)
+        if message.tool_calls or message.encrypted_content or message.reasoning_content:
+            bytes_of_text += _bytes_beside(message)
+    if not job.model_fields_set.isdisjoint(_LONG_FIELDS):
+        bytes_of_text += sum(len(codec.dumps(getattr(job, field))) for field in _LONG_FIELDS if getattr(job, field))
+    prompt = (
+        bytes_of_text // _BYTES_A_TOKEN + _TOKENS_A_MESSAGE * len(job.messages) + _TOKENS_AN_ATTACHMENT * attachments
+    )
+    if job.max_tokens is None:
+        return str(prompt)
+    return f"{prompt}/{job.max_tokens * (job.n or 1)}"
+
+
+def _bytes_beside(message: Message) -> int:
+    """Of what an assistant's message carries beside its content."""
+    calls = sum(len(call.function.name) + len(call.function.arguments) for call in message.tool_calls or ())
+    return calls + len(message.encrypted_content or "") + len(message.reasoning_content or "")
 
 
 def digest_of(job: PromptJob, settings: ProducerSettings) -> str:
     """What tells two requests apart under one id: 32 hex digits. Raises InvalidJob."""
-    return _digest(_with_model(job, settings).payload(), None)
+    return _digest(_with_model(job, settings))
 
 
-def _digest(arguments: Mapping[str, Any], position: int | None) -> str:
-    request = {name: value for name, value in arguments.items() if name in REQUEST_FIELDS}
-    return hashlib.blake2b(_encode(request, position), digest_size=16).hexdigest()
+def _digest(job: PromptJob) -> str:
+    arguments = job.payload()
+    return _digest_of(arguments, _encode(arguments, None), None)
+
+
+def _digest_of(arguments: Mapping[str, Any], encoded: bytes, position: int | None) -> str:
+    """`encoded`: the arguments, which mostly are the request and nothing else."""
+    if not REQUEST_FIELDS.issuperset(arguments):
+        request = {name: value for name, value in arguments.items() if name in REQUEST_FIELDS}
+        encoded = _encode(request, position)
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
 def _with_model(job: PromptJob, settings: ProducerSettings) -> PromptJob:

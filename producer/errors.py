@@ -10,6 +10,7 @@ PromptqError
 ├── JobNotFound (LookupError)       unknown id, or its result's time is over
 ├── GroupNotFound (LookupError)     nobody enqueued into it, or its results' time is over
 ├── WaitTimeout (TimeoutError)      `wait` gave up; the job goes on
+├── InvalidAnswer (ValueError)      an answer that is not what `parse` or `to_message` was to make of it
 ├── InvalidPayload (ValueError)     bytes in Redis that are not a job of ours; never unpickled
 └── JobFailed                       `raise_for_status` of a failed result; `.result` is that result
     ├── JobExpired                  its deadline passed first
@@ -20,7 +21,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from promptq.producer.models import JobResult
+    from promptq.producer.results import JobResult
 
 
 class ErrorCode(StrEnum):
@@ -114,6 +115,10 @@ class WaitTimeout(PromptqError, TimeoutError):
 
 class InvalidPayload(PromptqError, ValueError):
     """Bytes that are not JSON in arq's wire shape. They are refused, never unpickled."""
+
+
+class InvalidAnswer(PromptqError, ValueError):
+    """The answer is there, but cannot be read as asked. Ask again, or read `JobResult.content`."""
 
 
 class JobFailed(PromptqError):

@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 from promptq.producer import keys, scripts
 from promptq.producer.errors import ErrorCode, InvalidPayload, JobNotFound, PromptqError
 from promptq.producer.link import READ_AT_ONCE, Link
-from promptq.producer.models import JobResult, JobStatus, from_ms
+from promptq.producer.models import JobStatus, from_ms
 from promptq.producer.reading import read_clock
+from promptq.producer.results import JobResult
 
 _REQUEUED_AT_ONCE = 100
 

@@ -9,7 +9,8 @@ from functools import partial
 from promptq.producer import keys, reading, scripts
 from promptq.producer.errors import WaitTimeout
 from promptq.producer.link import READ_AT_ONCE, Link
-from promptq.producer.models import GroupCounts, JobResult
+from promptq.producer.models import GroupCounts
+from promptq.producer.results import JobResult
 
 _SCANNED_AT_ONCE = 100
 _CANCELLED_AT_ONCE = 100

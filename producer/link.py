@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from promptq.producer import reading
 from promptq.producer.connection import close_redis, public_url, try_until
 from promptq.producer.errors import QueueUnavailable, WaitTimeout
-from promptq.producer.models import JobResult
+from promptq.producer.results import JobResult
 from promptq.producer.settings import ProducerSettings
 from promptq.producer.watch import Watcher
 

@@ -1,21 +1,30 @@
-"""The values that cross Redis, as frozen pydantic models: the job on its way in, the result on its way out.
+"""What the queue takes and shows, as frozen pydantic models: the job, limits, tenants and counts. Results: results.py.
 
 The producer validates a job once, when it is enqueued; the worker validates it again because Redis is a border.
 """
 
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from promptq.producer import keys
-from promptq.producer.errors import ErrorCode, JobCancelled, JobExpired, JobFailed
-
-TICKS_PER_USD = 10_000_000_000
-"""xAI counts money in ticks: 1 USD is 1e10 of them."""
+from promptq.producer.errors import ErrorCode
+from promptq.producer.fields import Frozen, Name, Read, Text
+from promptq.producer.messages import Message
+from promptq.producer.tools import (
+    MOST_TOOLS,
+    AnyResponseFormat,
+    FunctionChoice,
+    FunctionTool,
+    Guideline,
+    IncludeOption,
+    SearchParameters,
+    Tool,
+    ToolChoice,
+)
 
 
 class Band(IntEnum):
@@ -46,23 +55,7 @@ class JobStatus(StrEnum):
 _FINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class _Read(BaseModel):
-    """What a reader builds: unknown fields are passed over, since a newer worker may have written them."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
 _LONGEST = timedelta(days=3650)
-
-
-def _plain(name: str) -> str:
-    if not name.isprintable() or name != name.strip():
-        raise ValueError("must be printable, without spaces at its ends")
-    return name
 
 
 def _not_the_intake(model: str) -> str:
@@ -71,9 +64,7 @@ def _not_the_intake(model: str) -> str:
     return model
 
 
-Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_plain)]
 ModelName = Annotated[Name, AfterValidator(_not_the_intake)]
-Text = Annotated[str, Field(min_length=1)]
 
 
 def _is_number(text: str) -> bool:
@@ -108,14 +99,7 @@ Duration = Annotated[timedelta, Field(ge=timedelta(0), le=_LONGEST)]
 PositiveDuration = Annotated[timedelta, Field(ge=timedelta(milliseconds=1), le=_LONGEST)]
 
 
-class Message(_Frozen):
-    """One message of the conversation that the model answers."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text
-
-
-class PromptJob(_Frozen):
+class PromptJob(Frozen):
     """One prompt with its options and, if the caller chose one, an id.
 
     The *request* (what the model is asked: `REQUEST_FIELDS`) decides whether two jobs under one id are the same.
@@ -134,6 +118,28 @@ class PromptJob(_Frozen):
     seed: int | None = Field(None, ge=-(2**31), lt=2**31)
     stop: tuple[Text, ...] | None = None
     user: Name | None = None
+    safety_identifier: Name | None = None
+    """The caller's own user, as a hash: xAI lays misuse on it, not on the whole key."""
+    n: int | None = Field(None, ge=1, le=128)
+    """Answers to give; `JobResult.outputs` holds them all."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=8)
+    tools: tuple[Tool, ...] | None = Field(None, max_length=MOST_TOOLS)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    max_turns: int | None = Field(None, ge=1, lt=2**31)
+    """Rounds of tools that xAI runs itself."""
+    response_format: AnyResponseFormat | None = None
+    """Also a pydantic class: `JobResult.parse` reads the answer into it."""
+    search_parameters: SearchParameters | None = None
+    include: tuple[IncludeOption, ...] | None = None
+    store_messages: bool | None = None
+    """Whether xAI keeps the conversation, so that `previous_response_id` may go on from it."""
+    previous_response_id: Text | None = None
+    use_encrypted_content: bool | None = None
+    agent_count: Literal[4, 16] | None = None
+    service_tier: Literal["default", "priority"] | None = None
+    guidelines: tuple[Guideline, ...] | None = None
 
     timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
     """Seconds for one attempt. None: `PROMPTQ_JOB_TIMEOUT` of the worker."""
@@ -156,16 +162,36 @@ class PromptJob(_Frozen):
     group: Name | None = None
     """Counted and read together with the others of that name (`PromptQueue.group`)."""
 
+    @field_validator("top_logprobs")
+    @classmethod
+    def _goes_with_logprobs(cls, count: int | None, info: ValidationInfo) -> int | None:
+        if count is not None and not info.data.get("logprobs"):
+            raise ValueError("needs logprobs to be true")
+        return count
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _is_among_the_tools(cls, choice: Any, info: ValidationInfo) -> Any:
+        tools = info.data.get("tools") or ()
+        if choice == "required" and not tools:
+            raise ValueError("needs tools")
+        if isinstance(choice, FunctionChoice):
+            names = {tool.spec.name for tool in tools if isinstance(tool, FunctionTool)}
+            if choice.chosen not in names:
+                raise ValueError("names a function that is not among the tools")
+        return choice
+
     @model_validator(mode="before")
     @classmethod
     def _prompt_is_one_user_message(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or "prompt" not in data:
+        if not isinstance(data, dict) or "prompt" not in data:
             return data
         if "messages" in data:
             raise ValueError("give prompt or messages, not both")
-        rest = {name: value for name, value in data.items() if name != "prompt"}
-        prompt = data["prompt"]
-        return rest | {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}
+        fields = data.copy()
+        prompt = fields.pop("prompt")
+        fields["messages"] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return fields
 
     @property
     def band(self) -> Band:
@@ -182,107 +208,7 @@ PAYLOAD_FIELDS = frozenset(PromptJob.model_fields) - DELIVERY_FIELDS
 REQUEST_FIELDS = PAYLOAD_FIELDS - {"timeout", "max_attempts"}
 
 
-class Usage(_Read):
-    """Tokens of one or more attempts, and their cost.
-
-    `cost_in_usd_ticks` None: the provider told no cost, which is not 0.
-    """
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
-    cached_prompt_tokens: int = 0
-    total_tokens: int = 0
-    cost_in_usd_ticks: int | None = None
-
-    @property
-    def cost_usd(self) -> Decimal | None:
-        """Exact dollars."""
-        return None if self.cost_in_usd_ticks is None else Decimal(self.cost_in_usd_ticks) / TICKS_PER_USD
-
-    def amounts(self) -> tuple[int | None, ...]:
-        """Its numbers, in the order of the fields."""
-        return (
-            self.prompt_tokens, self.completion_tokens, self.reasoning_tokens,
-            self.cached_prompt_tokens, self.total_tokens, self.cost_in_usd_ticks,
-        )  # fmt: skip
-
-    def __add__(self, other: "Usage") -> "Usage":
-        ticks = [u.cost_in_usd_ticks for u in (self, other) if u.cost_in_usd_ticks is not None]
-        return Usage(
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
-            cached_prompt_tokens=self.cached_prompt_tokens + other.cached_prompt_tokens,
-            total_tokens=self.total_tokens + other.total_tokens,
-            cost_in_usd_ticks=sum(ticks) if ticks else None,
-        )
-
-
-class ToolCall(_Read):
-    """A function that the model wants called; `arguments` is JSON as the model wrote it."""
-
-    id: str
-    name: str
-    arguments: str
-
-
-class JobError(_Read):
-    """Why a job has no answer."""
-
-    code: ErrorCode
-    message: str
-
-
-class Attempt(_Read):
-    """One call to the provider that was really made."""
-
-    worker: str
-    started_at: datetime
-    finished_at: datetime
-    code: ErrorCode | None = None
-    """None: the provider answered."""
-    message: str = ""
-    usage: Usage | None = None
-
-
-class JobResult(_Read):
-    """How a job ended. Returned for failures too: `raise_for_status()` turns those into exceptions."""
-
-    id: str
-    status: JobStatus
-    content: str = ""
-    reasoning_content: str = ""
-    finish_reason: str | None = None
-    """`stop`, `tool_calls`, or why it is cut: `length`, `context`, `time_limit`; `unknown` if it is new to us."""
-    model: str = ""
-    usage: Usage = Usage()
-    """Of the attempt that gave the answer; what the others cost is in `attempts`."""
-    tool_calls: tuple[ToolCall, ...] = ()
-    citations: tuple[str, ...] = ()
-    response_id: str | None = None
-    error: JobError | None = None
-    attempts: tuple[Attempt, ...] = ()
-    metadata: dict[str, str] = Field(default_factory=dict)
-    provider: str | None = None
-    enqueued_at: datetime | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    worker: str | None = None
-    group: str | None = None
-
-    def raise_for_status(self) -> Self:
-        """Return the result itself if the job succeeded.
-
-        Raises JobFailed, or JobCancelled or JobExpired, which are kinds of it.
-        """
-        if self.status is JobStatus.SUCCEEDED:
-            return self
-        kinds: dict[JobStatus, type[JobFailed]] = {JobStatus.CANCELLED: JobCancelled, JobStatus.EXPIRED: JobExpired}
-        raise kinds.get(self.status, JobFailed)(self)
-
-
-class Limits(_Frozen):
+class Limits(Frozen):
     """How much of one model the whole fleet may use; None: any amount."""
 
     rpm: int | None = Field(None, ge=1)
@@ -296,7 +222,7 @@ class Limits(_Frozen):
 LimitName = Literal["rpm", "tpm", "in_flight"]
 
 
-class ModelLimits(_Read):
+class ModelLimits(Read):
     """The limits of one model, and what the whole fleet uses of them."""
 
     model: str
@@ -319,7 +245,7 @@ class ModelLimits(_Read):
     pause_reason: ErrorCode | None = None
 
 
-class Tenant(_Frozen):
+class Tenant(Frozen):
     """How a tenant shares with others."""
 
     name: Name
@@ -329,7 +255,7 @@ class Tenant(_Frozen):
     """Jobs of it that may wait, queued or delayed. None: any number."""
 
 
-class TenantStats(_Read):
+class TenantStats(Read):
     """A tenant, and how many of its jobs wait, queued or delayed."""
 
     name: str
@@ -338,7 +264,7 @@ class TenantStats(_Read):
     waiting: int = 0
 
 
-class LaneStats(_Read):
+class LaneStats(Read):
     """What waits and runs in one lane. `running` counts the calls in flight of the lane's model.
 
     `stalled`: those of them whose lease ran out and that nobody has taken over. `waiting_since`: when the jobs that are
@@ -367,7 +293,7 @@ class LaneStats(_Read):
         return self.high + self.normal + self.low
 
 
-class AccountPause(_Read):
+class AccountPause(Read):
     """Nobody claims for an account whose key was refused or whose credit was gone. `account`: as `xai:1a2b3c4d`.
 
     `is_open`: it works again as far as the provider tells, and one job goes first.
@@ -379,7 +305,7 @@ class AccountPause(_Read):
     is_open: bool = False
 
 
-class QueueStats(_Read):
+class QueueStats(Read):
     """The whole queue at one moment."""
 
     lanes: tuple[LaneStats, ...]
@@ -392,7 +318,7 @@ class QueueStats(_Read):
     """When the last of them did, if that was in the last ten minutes."""
 
 
-class GroupCounts(_Read):
+class GroupCounts(Read):
     """How many jobs of one group are where."""
 
     name: str

@@ -10,7 +10,8 @@ from typing import Any, Final
 import pydantic_core
 
 from promptq.producer.errors import ErrorCode, InvalidPayload
-from promptq.producer.models import REQUEST_FIELDS, JobResult, JobStatus, Usage
+from promptq.producer.models import REQUEST_FIELDS, JobStatus
+from promptq.producer.results import JobResult, Output, ToolCall, Usage
 
 CUSTOM_ID: Final = "custom_id"
 """The metadata of a job in which the caller's own name for it stands."""
@@ -29,6 +30,7 @@ _AS_IT_IS_ANYWAY: Final[dict[str, Sequence[Any]]] = {
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
 }
+_OTHER_NAMES: Final = {"store": "store_messages"}
 _FINISH_REASONS: Final = {"context": "length", "time_limit": "length", "unknown": "stop"}
 _NEVER_RAN: Final = {JobStatus.CANCELLED: "batch_cancelled", JobStatus.EXPIRED: "batch_expired"}
 _HTTP: Final[dict[ErrorCode, tuple[int, str]]] = {
@@ -72,12 +74,12 @@ def _request(body: Mapping[str, Any]) -> dict[str, Any]:
     """What the model is asked. Raises InvalidPayload for what a job cannot say."""
     fields: dict[str, Any] = {}
     for name, value in body.items():
-        if value is None or name in ("metadata", "max_completion_tokens"):
+        if value is None or name in ("metadata", "max_completion_tokens") or value in _AS_IT_IS_ANYWAY.get(name, ()):
             continue
-        if name in REQUEST_FIELDS:
-            fields[name] = value
-        elif value not in _AS_IT_IS_ANYWAY.get(name, ()):
+        field = _OTHER_NAMES.get(name, name)
+        if field not in REQUEST_FIELDS or (name in _OTHER_NAMES and field in body):
             raise InvalidPayload(f"body.{name[:40]}: not supported; leave it out")
+        fields[field] = value
     if "messages" not in fields:
         raise InvalidPayload("body.messages: each line needs them")
     most = body.get("max_completion_tokens")
@@ -86,17 +88,19 @@ def _request(body: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(fields.get("stop"), str):
         fields["stop"] = [fields["stop"]]
     if isinstance(fields["messages"], list):
-        fields["messages"] = [_message(place, message) for place, message in enumerate(fields["messages"])]
+        fields["messages"] = [_message(message) for message in fields["messages"]]
     return fields
 
 
-def _message(place: int, message: Any) -> Any:
-    """A message whose content is one text; parts of text are joined. What else is wrong with it PromptJob says."""
+def _message(message: Any) -> Any:
+    """Parts that are all text are one text. What is wrong with a message PromptJob says."""
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message
     parts = message["content"]
-    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
-        raise InvalidPayload(f"body.messages.{place}.content: only parts of text are supported")
+    if not all(isinstance(part, dict) and part.keys() == {"type", "text"} and part["type"] == "text" for part in parts):
+        return message
+    if not all(isinstance(part["text"], str) for part in parts):
+        return message
     return {**message, "content": "".join(part["text"] for part in parts)}
 
 
@@ -131,33 +135,55 @@ def _message_of(result: JobResult) -> str:
 
 
 def completion(result: JobResult) -> dict[str, Any]:
-    """The answer as a chat.completion object, with xAI's own `reasoning_content`, `citations` and cost in ticks."""
-    message: dict[str, Any] = {"role": "assistant", "content": result.content, "refusal": None}
-    if result.reasoning_content:
-        message["reasoning_content"] = result.reasoning_content
-    if result.tool_calls:
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in result.tool_calls
-        ]
-    reason = result.finish_reason or "stop"
-    choice = {
-        "index": 0,
-        "message": message,
-        "logprobs": None,
-        "finish_reason": _FINISH_REASONS.get(reason, reason),
-    }
+    """The answer as a chat.completion object, with what xAI's own has beside OpenAI's.
+
+    That is `reasoning_content`, `encrypted_content`, citations, the calls of its own tools, files and cost in ticks.
+    """
     body: dict[str, Any] = {
         "id": result.response_id or f"chatcmpl-{result.id}",
         "object": "chat.completion",
         "created": int(result.finished_at.timestamp()) if result.finished_at else 0,
         "model": result.model,
-        "choices": [choice],
+        "choices": _choices(result),
         "usage": _usage(result.usage),
     }
-    if result.citations:
-        body["citations"] = result.citations
+    for name in ("citations", "system_fingerprint", "service_tier", "output_files"):
+        if value := getattr(result, name):
+            body[name] = value
+    if result.server_tool_calls:
+        body["server_tool_calls"] = [_call(call) for call in result.server_tool_calls]
     return body
+
+
+def _choices(result: JobResult) -> list[dict[str, Any]]:
+    """The alternatives; the turns of an answer with tools are one choice, the answer."""
+    alternatives = [output for output in result.outputs if output.role == "assistant"]
+    if len(alternatives) > 1 and not result.server_tool_calls:
+        return [_choice(output, output.tool_calls, output.index) for output in alternatives]
+    return [_choice(result, result.tool_calls, 0)]
+
+
+def _choice(said: JobResult | Output, calls: Sequence[ToolCall], index: int) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": said.content, "refusal": None}
+    for name in ("reasoning_content", "encrypted_content", "inline_citations"):
+        if value := getattr(said, name):
+            message[name] = value
+    if calls:
+        message["tool_calls"] = [_call(call) for call in calls]
+    reason = said.finish_reason or "stop"
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": None if said.logprobs is None else {"content": said.logprobs, "refusal": None},
+        "finish_reason": _FINISH_REASONS.get(reason, reason),
+    }
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    told = {"id": call.id, "type": call.type, "function": {"name": call.name, "arguments": call.arguments}}
+    if call.status:
+        told["status"] = call.status
+    return told
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
@@ -168,6 +194,14 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": usage.cached_prompt_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
+    if usage.prompt_text_tokens or usage.prompt_image_tokens:
+        counts["prompt_tokens_details"] |= {
+            "text_tokens": usage.prompt_text_tokens,
+            "image_tokens": usage.prompt_image_tokens,
+        }
+    for name in ("num_sources_used", "server_side_tools_used"):
+        if value := getattr(usage, name):
+            counts[name] = value
     if usage.cost_in_usd_ticks is not None:
         counts["cost_in_usd_ticks"] = usage.cost_in_usd_ticks
     return counts

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from promptq.producer import openai_batch
 from promptq.producer.console import CommandError, one_line, say
-from promptq.producer.models import JobResult, JobStatus, Usage
+from promptq.producer.models import JobStatus
+from promptq.producer.results import JobResult, Usage
 
 STDOUT: Final = Path("-")
 

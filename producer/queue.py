@@ -20,16 +20,8 @@ from promptq.producer.entries import Prompt, chunks_of, entry_of, job_of
 from promptq.producer.errors import ErrorCode, IdConflict, JobNotFound, PromptqError, QueueFull, WaitTimeout
 from promptq.producer.groups import Group
 from promptq.producer.link import Link
-from promptq.producer.models import (
-    JobResult,
-    JobStatus,
-    Limits,
-    ModelLimits,
-    PromptJob,
-    QueueStats,
-    Tenant,
-    TenantStats,
-)
+from promptq.producer.models import JobStatus, Limits, ModelLimits, PromptJob, QueueStats, Tenant, TenantStats
+from promptq.producer.results import JobResult
 from promptq.producer.settings import ProducerSettings
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)

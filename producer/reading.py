@@ -13,16 +13,8 @@ from redis.asyncio.client import Pipeline
 
 from promptq.producer import codec, keys, meters
 from promptq.producer.errors import ErrorCode, GroupNotFound, InvalidPayload, JobNotFound
-from promptq.producer.models import (
-    AccountPause,
-    Band,
-    GroupCounts,
-    JobResult,
-    JobStatus,
-    LaneStats,
-    QueueStats,
-    from_ms,
-)
+from promptq.producer.models import AccountPause, Band, GroupCounts, JobStatus, LaneStats, QueueStats, from_ms
+from promptq.producer.results import JobResult
 
 _ATTEMPT = b"attempt:"
 _RUNNABLE = [(band << 38, f"({(band + 1) << 38}") for band in Band]

@@ -12,8 +12,8 @@ import redis
 import redis.asyncio
 
 from promptq.producer import codec, keys, records, scripts
-from promptq.producer.models import Usage
 from promptq.producer.records import ClaimRequest, Settlement
+from promptq.producer.results import Usage
 
 COMMAND = (sys.executable, "-W", "error", "-m", "promptq.producer.cli")
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "cost_in_usd_ticks": 10_000_000}

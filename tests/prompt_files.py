@@ -52,4 +52,4 @@ def bad(path: Path, **options: Any) -> list[tuple[int, str]]:
 
 def asked(path: Path, **options: Any) -> list[str]:
     """What each job in a file asks."""
-    return [job.messages[-1].content for job in jobs(path, **options)]
+    return [job.messages[-1].text for job in jobs(path, **options)]

@@ -154,9 +154,9 @@ async def test_openai_in_openai_out(promptq: Run, redis_url: str) -> None:
 
 async def test_unsupported_requests_refuse_the_file(promptq: Run, redis_url: str) -> None:
     """By number and field, like every bad line."""
-    run = await promptq("enqueue", write("batch.jsonl", request("a", "one"), request("b", "two", n=2)))
+    run = await promptq("enqueue", write("batch.jsonl", request("a", "one"), request("b", "two", stream=True)))
     assert (run.exit_code, queued(redis_url)) == (2, 0)
-    assert run.stderr.startswith("line 2: body.n: not supported; leave it out\n")
+    assert run.stderr.startswith("line 2: body.stream: not supported; leave it out\n")
 
 
 async def test_a_table(promptq: Run, redis_url: str) -> None:

@@ -321,8 +321,8 @@ async def test_outcomes_gather_while_most_slots_are_busy(
 
     class OneByOne(ScriptedProvider):
         async def sample(self, job: PromptJob, timeout: float) -> Answer:
-            if job.messages[-1].content.startswith("slow"):
-                await asyncio.sleep(0.05 * int(job.messages[-1].content.removeprefix("slow")))
+            if job.messages[-1].text.startswith("slow"):
+                await asyncio.sleep(0.05 * int(job.messages[-1].text.removeprefix("slow")))
             return await super().sample(job, timeout)
 
     noting("settle")

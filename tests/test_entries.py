@@ -82,7 +82,7 @@ BAD: list[tuple[str, Any, dict[str, Any]]] = [
     ("messages.0.role", [{"role": "bot", "content": "Hello"}], {}),
     ("messages.0.content", [{"role": "user"}], {}),
     ("messages.1.content", [{"role": "user", "content": "Hello"}, {"role": "user", "content": ""}], {}),
-    ("messages.0.name", [{"role": "user", "content": "Hello", "name": "Bob"}], {}),
+    ("messages.0.nickname", [{"role": "user", "content": "Hello", "nickname": "Bob"}], {}),
     ("model", "Hello", {"model": ""}),
     ("model", "Hello", {"model": " grok-4"}),
     ("model", "Hello", {"model": keys.INTAKE}),
@@ -227,8 +227,13 @@ def test_only_the_request_counts_for_the_digest() -> None:
     asked: dict[str, Any] = {
         "model": "grok-3", "max_tokens": 5, "temperature": 1, "top_p": 0.5, "frequency_penalty": 1,
         "presence_penalty": 1, "reasoning_effort": "low", "seed": 1, "stop": ["a"], "user": "u",
+        "safety_identifier": "s", "n": 2, "logprobs": True, "tools": [{"type": "web_search"}], "tool_choice": "auto",
+        "parallel_tool_calls": False, "max_turns": 2, "response_format": "json_object", "search_parameters": {},
+        "include": ["mcp_call_output"], "store_messages": True, "previous_response_id": "r", "agent_count": 4,
+        "use_encrypted_content": True, "service_tier": "priority",
+        "guidelines": [{"type": "policy", "category": "nsfw", "behavior": "decline"}],
     }  # fmt: skip
-    assert set(asked) | {"messages"} == REQUEST_FIELDS
+    assert set(asked) | {"messages", "top_logprobs"} == REQUEST_FIELDS
     assert {entry("Hello", **{name: value}).digest for name, value in delivered.items()} == {base}
     assert len({base, *(entry("Hello", **{name: value}).digest for name, value in asked.items())}) == len(asked) + 1
     assert entry("Hello", temperature=1).digest == entry("Hello", temperature=1.0).digest

@@ -22,14 +22,8 @@ from promptq.producer import (
     PromptqError,
     Usage,
 )
-from promptq.producer.models import (
-    DELIVERY_FIELDS,
-    PAYLOAD_FIELDS,
-    REQUEST_FIELDS,
-    TICKS_PER_USD,
-    Band,
-    from_ms,
-)
+from promptq.producer.models import DELIVERY_FIELDS, PAYLOAD_FIELDS, REQUEST_FIELDS, Band, from_ms
+from promptq.producer.results import TICKS_PER_USD
 
 pytestmark = pytest.mark.producer
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from prompt_files import Write, bad, jobs, write_file
-from promptq.producer import ErrorCode, JobError, JobResult, JobStatus, PromptJob, ToolCall, Usage
-from promptq.producer.openai_batch import output_line
+from promptq.producer import ErrorCode, JobError, JobResult, JobStatus, Output, PromptJob, TokenLogprob, ToolCall, Usage
+from promptq.producer.openai_batch import completion, output_line
 
 pytestmark = pytest.mark.producer
 
@@ -99,7 +99,7 @@ def test_bad_lines(write: Write, change: dict[str, Any], reason: str) -> None:
     ("body", "reason"),
     [
         ({"stream": True}, "body.stream: not supported"),
-        ({"n": 2}, "body.n: not supported"),
+        ({"n": 0}, "n: Input should be greater than or equal to 1"),
         ({"web_search_options": {"secret": 1}}, "body.web_search_options: not supported; leave it out"),
         ({"logit_bias": {"1": 2}}, "body.logit_bias: not supported"),
         ({"timeout": 5}, "body.timeout: not supported"),
@@ -110,10 +110,11 @@ def test_bad_lines(write: Write, change: dict[str, Any], reason: str) -> None:
         ({"metadata": "secret"}, "body.metadata: must be an object"),
         ({"messages": "secret"}, "messages: Input should be a valid tuple"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "secret"}}]}]},
-            "body.messages.0.content: only parts of text are supported",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "?secret"}}]}]},
+            "messages.0.content.0.image_url: is neither a URL nor base64",
         ),
-        ({"messages": [{"role": "tool", "content": "secret"}]}, "messages.0.role: "),
+        ({"messages": [{"role": "user", "content": [{"type": "secret"}]}]}, "messages.0.content.0: must be a part"),
+        ({"messages": [{"role": "bot", "content": "secret"}]}, "messages.0.role: "),
     ],
 )
 def test_what_a_job_cannot_say_is_refused(write: Write, body: dict[str, Any], reason: str) -> None:
@@ -219,3 +220,42 @@ def test_what_never_ran_has_no_response(status: JobStatus, code: str) -> None:
     said = json.loads(output_line(JobResult(id="j1", status=status)))
     assert said["response"] is None
     assert said["error"] == {"code": code, "message": f"the job is {status}"}
+
+
+def test_a_whole_request_is_a_job(write: Write) -> None:
+    """Images, tools and schemas are taken as OpenAI writes them."""
+    parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": "https://a.example"}}]
+    asked: dict[str, Any] = {
+        "messages": [{"role": "user", "content": parts}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "n": 2,
+    }
+    [job] = jobs(write(line(**asked, store=True)))
+    said = job.payload()
+    assert {name: said[name] for name in asked} == asked
+    assert job.store_messages is True
+
+
+def test_a_whole_answer_is_a_completion() -> None:
+    """Alternatives are choices, each with its logprobs; what xAI ran itself stands apart from the caller's calls."""
+    told = TokenLogprob(token="H", logprob=-0.5)
+    result = JobResult(
+        **ANSWER | {"finish_reason": "length"},
+        outputs=(Output(content="Hello", finish_reason="length"), Output(index=1, content="Hi", logprobs=(told,))),
+        system_fingerprint="fp",
+        service_tier="priority",
+    )
+    body = json.loads(output_line(result))["response"]["body"]
+    assert (body["system_fingerprint"], body["service_tier"]) == ("fp", "priority")
+    first, second = body["choices"]
+    assert (first["message"]["content"], first["finish_reason"], first["logprobs"]) == ("Hello", "length", None)
+    assert (second["index"], second["message"]["content"]) == (1, "Hi")
+    assert second["logprobs"]["content"][0]["token"] == "H"
+    ran = ToolCall(id="1", name="s", arguments="{}", type="web_search", status="completed")
+    [choice] = (body := completion(result.model_copy(update={"server_tool_calls": (ran,)})))["choices"]
+    assert "tool_calls" not in choice["message"]
+    assert [call["type"] for call in body["server_tool_calls"]] == ["web_search"]

@@ -1,7 +1,7 @@
 import pytest
 
 from promptq.producer.errors import ErrorCode
-from promptq.producer.models import JobError, Usage
+from promptq.producer.results import JobError, Usage
 from promptq.worker.outcome import Failed, Outcome, Retry, Succeeded, Throttled, judge
 from promptq.worker.providers.base import Answer, ProviderError
 

@@ -9,8 +9,9 @@ from structlog.testing import LogCapture
 
 from promptq.producer import codec
 from promptq.producer.errors import ErrorCode
-from promptq.producer.models import Attempt, PromptJob, Usage
+from promptq.producer.models import PromptJob
 from promptq.producer.records import ClaimedJob, Settlement
+from promptq.producer.results import Attempt, Usage
 from promptq.worker.providers.base import Answer, ProviderError
 from promptq.worker.providers.echo import EchoProvider
 from promptq.worker.run import Run, Runner, StopReason

@@ -11,8 +11,8 @@ from arq.jobs import Job, JobStatus
 from contract import FAILURE_TTL, LANE, LEASE, Contract, Run, entry
 from promptq.producer import codec, keys
 from promptq.producer.errors import JobFailed
-from promptq.producer.models import JobResult
 from promptq.producer.models import JobStatus as Status
+from promptq.producer.results import JobResult
 from waiting import wait_until
 
 pytest_plugins = ["contract_fixture"]

@@ -7,8 +7,9 @@ from arq.jobs import deserialize_result
 
 from promptq.producer import codec
 from promptq.producer.errors import ErrorCode, JobExpired, JobFailed
-from promptq.producer.models import JobError, JobResult, JobStatus, ToolCall, Usage, from_ms
+from promptq.producer.models import JobStatus, from_ms
 from promptq.producer.records import ClaimedJob
+from promptq.producer.results import JobError, JobResult, ToolCall, Usage
 from promptq.worker.outcome import Cancelled, Expired, Failed, Outcome, Released, Retry, Succeeded, Throttled
 from promptq.worker.providers.base import Answer
 from promptq.worker.settlement import Call, Clerk, refusal

@@ -29,6 +29,7 @@ from promptq.producer import (
     Usage,
     WaitTimeout,
 )
+from promptq.producer.results import InlineCitation, Output, OutputFile, TokenLogprob, TopLogprob
 from promptq.producer.testing import NO_ANSWER, Answer, Answers, MemoryQueue, echo
 from promptq.producer.testing.server import Clock
 from promptq.producer.wire import Wire
@@ -88,9 +89,17 @@ async def test_an_answer_holds_all_that_a_provider_can_say(queue: MemoryQueue) -
         "usage": usage,
         "finish_reason": "tool_calls",
         "reasoning_content": "hm",
+        "encrypted_content": "==",
         "tool_calls": (ToolCall(id="1", name="look", arguments='{"at":[],"n":12345678901234567890}'),),
+        "server_tool_calls": (ToolCall(id="2", name="search", arguments="{}", type="mcp", status="completed"),),
         "citations": ("https://x.ai",),
+        "inline_citations": (InlineCitation(id="1", type="web", url="https://x.ai", end_index=3),),
+        "logprobs": (TokenLogprob(token="a", logprob=-0.5, top_logprobs=(TopLogprob(token="b", logprob=-1.5),)),),
+        "outputs": (Output(content="Hi"), Output(index=1, role="tool")),
+        "output_files": (OutputFile(file_id="f", name="a.csv"),),
         "response_id": "abc",
+        "system_fingerprint": "fp",
+        "service_tier": "priority",
     }
     assert set(said) == set(Answer.model_fields) == {field.name for field in dataclasses.fields(base.Answer)}
     queue.answer_with(Answer(**said))
@@ -298,6 +307,23 @@ EVERY_FIELD: dict[str, Any] = {
     "seed": 7,
     "stop": ("stop",),
     "user": "anna",
+    "safety_identifier": "a1b2",
+    "n": 2,
+    "logprobs": True,
+    "top_logprobs": 2,
+    "tools": ({"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}},),
+    "tool_choice": {"type": "function", "function": {"name": "look"}},
+    "parallel_tool_calls": False,
+    "max_turns": 3,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [None]}}},
+    "search_parameters": {"mode": "on", "sources": [{"type": "web"}], "from_date": "2026-01-01"},
+    "include": ("inline_citations",),
+    "store_messages": True,
+    "previous_response_id": "r",
+    "use_encrypted_content": True,
+    "agent_count": 4,
+    "service_tier": "priority",
+    "guidelines": ({"type": "policy", "category": "nsfw", "behavior": "decline"},),
     "timeout": 10,
     "max_attempts": 2,
     "id": "job",

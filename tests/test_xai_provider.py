@@ -27,7 +27,9 @@ from xai_sdk import AsyncClient
 from xai_sdk.proto import chat_pb2, chat_pb2_grpc, sample_pb2, usage_pb2
 
 from promptq.producer.errors import ErrorCode
-from promptq.producer.models import Message, PromptJob, ToolCall
+from promptq.producer.messages import Message
+from promptq.producer.models import PromptJob
+from promptq.producer.results import BOOKED, ToolCall, Usage
 from promptq.worker.providers.base import Answer, Provider, ProviderError
 from promptq.worker.providers.xai import LONGEST_JOB_TIMEOUT, XaiProvider
 from promptq.worker.providers.xai_key import ApiKeyError
@@ -157,8 +159,8 @@ async def test_answer_and_usage_are_what_xai_sent(sim: RunningSimulator, xai: Xa
         "cached_prompt_tokens": charged.cached_prompt_text_tokens,
         "total_tokens": charged.total_tokens,
         "cost_in_usd_ticks": charged.cost_in_usd_ticks,
-    }
-    assert all(answer.usage.model_dump().values())
+    } | {name: getattr(answer.usage, name) for name in Usage.model_fields if name not in BOOKED}
+    assert all(answer.usage.amounts())
 
 
 async def test_no_cost_is_not_a_cost_of_zero(sim: RunningSimulator, xai: XaiProvider) -> None:
@@ -194,6 +196,17 @@ async def test_finish_reasons_have_our_words() -> None:
     }
 
 
+@pytest.mark.filterwarnings("ignore:chat.sample_batch will be deprecated:PendingDeprecationWarning")
+async def test_several_answers() -> None:
+    """One call asks for all of them."""
+    async with scripted() as (chat, xai):
+        chat.answer = _answer(_output("one"), _output("two"))
+        chat.answer.outputs[1].index = 1
+        answer = await xai.sample(job(n=2), 60)
+        assert chat.requests[-1].n == 2
+    assert (answer.content, [output.content for output in answer.outputs]) == ("one", ["one", "two"])
+
+
 async def test_tools_and_citations() -> None:
     """Of an answer with server-side tools: the last text, all citations, and the calls left to the caller."""
     async with scripted() as (chat, xai):
@@ -221,9 +234,14 @@ async def test_tools_and_citations() -> None:
             ToolCall(id="id-weather", name="weather", arguments='{"x": 1'),
             ToolCall(id="id-old", name="old", arguments='{"x": 1'),
         ),
+        server_tool_calls=(
+            ToolCall(id="id-search", name="search", arguments='{"x": 1', type="web_search", status="in_progress"),
+        ),
         citations=("https://a.example", "https://b.example"),
+        outputs=answer.outputs,
         response_id=None,
     )
+    assert [output.role for output in answer.outputs] == ["assistant", "tool", "assistant"]
 
 
 async def test_an_answer_without_output_is_an_error_with_its_usage() -> None:

@@ -32,7 +32,7 @@ class ScriptedProvider(EchoProvider):
 
     async def sample(self, job: PromptJob, timeout: float) -> Answer:
         """As the prompt says; every call is noted."""
-        prompt = job.messages[-1].content
+        prompt = job.messages[-1].text
         self.started.append(prompt)
         if prompt.startswith("fail "):
             raise ProviderError(ErrorCode(prompt.removeprefix("fail ")), "as the prompt said")

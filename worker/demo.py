@@ -165,7 +165,7 @@ async def _run_watched(
 
 async def _run_jobs(queue: PromptQueue, jobs: list[PromptJob], console: Console) -> "_Tally":
     """Enqueue, and show each answer as it comes."""
-    prompts = {str(job.id): job.messages[-1].content for job in jobs}
+    prompts = {str(job.id): job.messages[-1].text for job in jobs}
     tally = _Tally()
     with _progress(console) as progress:
         bar = progress.add_task("starting", total=len(prompts), tokens=0, rate=0.0)

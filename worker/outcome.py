@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from promptq.producer.errors import ErrorCode
-from promptq.producer.models import JobError
+from promptq.producer.results import JobError
 from promptq.worker.providers.base import Answer, ProviderError
 
 BACKOFF_BASE = 1.0

@@ -15,8 +15,9 @@ import structlog
 from promptq.producer import codec
 from promptq.producer.entries import job_in
 from promptq.producer.errors import ErrorCode, InvalidJob, InvalidPayload
-from promptq.producer.models import JobError, PromptJob
+from promptq.producer.models import PromptJob
 from promptq.producer.records import ClaimedJob, Settlement
+from promptq.producer.results import JobError
 from promptq.worker.outcome import Cancelled, Expired, Failed, Outcome, Released, Retry, Succeeded, Throttled, judge
 from promptq.worker.providers.base import Answer, Provider, ProviderError
 from promptq.worker.settings import Settings

@@ -1,17 +1,21 @@
 """From an outcome to what the settle script writes: one clause per outcome, and the result in arq's wire shape."""
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from promptq.producer import codec, keys
 from promptq.producer.errors import ErrorCode
-from promptq.producer.models import JobError, Usage
 from promptq.producer.records import ClaimedJob, Kind, Settlement
+from promptq.producer.results import BOOKED, JobError, Usage
 from promptq.worker.outcome import Cancelled, Expired, Failed, Outcome, Released, Retry, Succeeded, Throttled
+from promptq.worker.providers.base import Answer
 from promptq.worker.settings import Settings
 
 _NO_USAGE = Usage().amounts()
+_BOOKED = frozenset(BOOKED)
+_IF_ANY = tuple(field.name for field in dataclasses.fields(Answer) if field.default is not dataclasses.MISSING)
 
 
 class Call(NamedTuple):
@@ -91,18 +95,12 @@ def _told(outcome: Succeeded) -> dict[str, Any]:
     told: dict[str, Any] = {
         "status": "succeeded",
         "content": answer.content,
-        "finish_reason": answer.finish_reason,
         "model": answer.model,
-        "usage": vars(answer.usage),
+        "usage": {name: amount for name, amount in vars(answer.usage).items() if amount or name in _BOOKED},
     }
-    if answer.reasoning_content:
-        told["reasoning_content"] = answer.reasoning_content
-    if answer.tool_calls:
-        told["tool_calls"] = answer.tool_calls
-    if answer.citations:
-        told["citations"] = answer.citations
-    if answer.response_id:
-        told["response_id"] = answer.response_id
+    for name in _IF_ANY:
+        if value := getattr(answer, name):
+            told[name] = value
     return told
 
 

@@ -12,9 +12,10 @@ from promptq.producer.commands import holding
 from promptq.producer.commands.asking import AsJson, ask, known_models, say_json
 from promptq.producer.console import CommandError, RedisUrl, note, say
 from promptq.producer.errors import ErrorCode, JobNotFound
-from promptq.producer.models import JobResult, JobStatus
+from promptq.producer.models import JobStatus
 from promptq.producer.outputs import cut, failure
 from promptq.producer.queue import PromptQueue
+from promptq.producer.results import JobResult
 
 _AT_ONCE = 100
 

@@ -7,9 +7,10 @@ import typer
 from promptq.producer.commands.asking import AsJson, JobId, ask
 from promptq.producer.console import CommandError, ExitCode, RedisUrl, note, say
 from promptq.producer.errors import WaitTimeout
-from promptq.producer.models import JobResult, JobStatus
+from promptq.producer.models import JobStatus
 from promptq.producer.outputs import described, failure
 from promptq.producer.queue import PromptQueue
+from promptq.producer.results import JobResult
 
 
 def result(

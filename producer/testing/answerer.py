@@ -10,8 +10,9 @@ from redis.asyncio import Redis
 
 from promptq.producer import codec, scripts
 from promptq.producer.errors import ErrorCode
-from promptq.producer.models import JobError, PromptJob, Usage
+from promptq.producer.models import PromptJob
 from promptq.producer.records import Claimed, ClaimedJob, ClaimRequest, Kind, Settlement
+from promptq.producer.results import JobError, Usage
 from promptq.producer.settings import ProducerSettings
 from promptq.producer.testing.answers import Answer, Choose, NoAnswer, OneAnswer, completed
 from promptq.producer.testing.server import Clock

@@ -8,7 +8,8 @@ from typing import Final
 from pydantic import BaseModel
 
 from promptq.producer.errors import ErrorCode
-from promptq.producer.models import JobError, PromptJob, ToolCall, Usage
+from promptq.producer.models import PromptJob
+from promptq.producer.results import InlineCitation, JobError, Output, OutputFile, TokenLogprob, ToolCall, Usage
 
 
 class NoAnswer(Enum):
@@ -31,9 +32,17 @@ class Answer(BaseModel, frozen=True, extra="forbid"):
     """None: a token for every four characters, as the echo provider counts."""
     finish_reason: str = "stop"
     reasoning_content: str = ""
+    encrypted_content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    server_tool_calls: tuple[ToolCall, ...] = ()
     citations: tuple[str, ...] = ()
+    inline_citations: tuple[InlineCitation, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    outputs: tuple[Output, ...] = ()
+    output_files: tuple[OutputFile, ...] = ()
     response_id: str | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
 
 
 OneAnswer = str | Answer | JobError | ErrorCode | NoAnswer
@@ -52,7 +61,7 @@ def echo(job: PromptJob) -> str:
 
 def prompt_of(job: PromptJob) -> str:
     """What was asked last."""
-    return job.messages[-1].content
+    return job.messages[-1].text
 
 
 def quoted(text: str) -> str:
@@ -100,6 +109,6 @@ def completed(said: object, job: PromptJob) -> Answer | JobError | NoAnswer:
 
 
 def _count(job: PromptJob, answer: Answer) -> Usage:
-    asked = max(1, sum(len(message.content) for message in job.messages) // 4)
+    asked = max(1, sum(len(message.text) for message in job.messages) // 4)
     told = max(1, len(answer.content) // 4)
     return Usage(prompt_tokens=asked, completion_tokens=told, total_tokens=asked + told)

@@ -37,7 +37,7 @@ class StampingProvider(EchoProvider):
 
     async def sample(self, job: PromptJob, timeout: float) -> Answer:
         """As EchoProvider."""
-        stamp(job.messages[-1].content)
+        stamp(job.messages[-1].text)
         return await super().sample(job, timeout)
 
 

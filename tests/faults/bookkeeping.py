@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from promptq.producer import PromptQueue, Usage, codec, keys
-from promptq.producer.models import Attempt, JobResult, JobStatus
+from promptq.producer.models import JobStatus
+from promptq.producer.results import Attempt, JobResult
 from promptq.worker.simulator.control import SimulatorControl
 from waiting import wait_until
 

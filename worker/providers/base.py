@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from promptq.producer.errors import ErrorCode
-from promptq.producer.models import PromptJob, ToolCall, Usage
+from promptq.producer.models import PromptJob
+from promptq.producer.results import InlineCitation, Output, OutputFile, TokenLogprob, ToolCall, Usage
 
 OF_THE_ACCOUNT = frozenset({ErrorCode.BAD_KEY, ErrorCode.NO_CREDIT})
 """What no call of the account gets past until somebody changes the key or buys credit."""
@@ -15,16 +16,24 @@ OF_THE_ACCOUNT = frozenset({ErrorCode.BAD_KEY, ErrorCode.NO_CREDIT})
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said, and what it cost. `finish_reason` as in JobResult."""
+    """What the model said, and what it cost. All of it as in JobResult."""
 
     content: str
     model: str
     usage: Usage
     finish_reason: str = "stop"
     reasoning_content: str = ""
+    encrypted_content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    server_tool_calls: tuple[ToolCall, ...] = ()
     citations: tuple[str, ...] = ()
+    inline_citations: tuple[InlineCitation, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    outputs: tuple[Output, ...] = ()
+    output_files: tuple[OutputFile, ...] = ()
     response_id: str | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
 
 
 class ProviderError(Exception):

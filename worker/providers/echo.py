@@ -2,7 +2,8 @@
 
 import asyncio
 
-from promptq.producer.models import PromptJob, Usage
+from promptq.producer.models import PromptJob
+from promptq.producer.results import Usage
 from promptq.worker.providers.base import Answer
 
 
@@ -19,8 +20,8 @@ class EchoProvider:
         """Never fails."""
         if self._latency:
             await asyncio.sleep(self._latency)
-        content = job.messages[-1].content
-        prompt_tokens = _tokens(sum(len(message.content) for message in job.messages))
+        content = job.messages[-1].text
+        prompt_tokens = _tokens(sum(len(message.text) for message in job.messages))
         completion_tokens = _tokens(len(content))
         usage = Usage(
             prompt_tokens=prompt_tokens,

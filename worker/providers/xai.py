@@ -5,25 +5,27 @@ Loads grpc and xai_sdk: import it only where a worker is built.
 
 import asyncio
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Self
 
 import grpc.aio
+from google.protobuf.json_format import ParseError
 from pydantic import SecretStr
 from xai_sdk import AsyncClient
 from xai_sdk.aio.chat import Chat
-from xai_sdk.chat import assistant, developer, system, user
-from xai_sdk.proto import chat_pb2, sample_pb2, usage_pb2
+from xai_sdk.chat import Response
 
 from promptq.producer.errors import ErrorCode
-from promptq.producer.models import PromptJob, ToolCall, Usage
+from promptq.producer.models import PromptJob
 from promptq.worker.providers.base import OF_THE_ACCOUNT, Answer, ProviderError
 from promptq.worker.providers.xai_account import Account, Accounts
+from promptq.worker.providers.xai_answer import answer_of
 from promptq.worker.providers.xai_errors import error_of, presentable, without_quotes
 from promptq.worker.providers.xai_key import KeyFile, checked_key, read_key
 from promptq.worker.providers.xai_pool import ClientPool, cancellable, connections_for
+from promptq.worker.providers.xai_request import create_arguments, quotable_texts
 from promptq.worker.settings import Settings
 
 LONGEST_JOB_TIMEOUT = 86_400.0
@@ -43,24 +45,6 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 _PLAIN_OPTIONS: tuple[tuple[str, int], ...] = (("grpc.enable_http_proxy", 0),)
-
-_MESSAGE_OF: dict[str, Callable[[str], chat_pb2.Message]] = {
-    "system": system,
-    "developer": developer,
-    "user": user,
-    "assistant": assistant,
-}
-
-_FINISH_REASONS: dict[int, str] = {
-    sample_pb2.REASON_STOP: "stop",
-    sample_pb2.REASON_MAX_LEN: "length",
-    sample_pb2.REASON_MAX_CONTEXT: "context",
-    sample_pb2.REASON_TOOL_CALLS: "tool_calls",
-    sample_pb2.REASON_TIME_LIMIT: "time_limit",
-}
-
-# Calls of other types are of tools that xAI has already run itself.
-_FOR_THE_CALLER = (chat_pb2.TOOL_CALL_TYPE_INVALID, chat_pb2.TOOL_CALL_TYPE_CLIENT_SIDE_TOOL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +128,8 @@ class XaiProvider:
         account = self._accounts.present()
         try:
             with account.pool.lend() as client:
-                response = await cancellable(self._chat(client, job).sample())
-            return _answer(response.proto, job)
+                response = await cancellable(_sampled(self._chat(client, job), job.n))
+            return answer_of(response.proto, job)
         except ProviderError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises, the job must learn of it
@@ -188,20 +172,8 @@ class XaiProvider:
         if job.model is None:
             raise ProviderError(ErrorCode.INVALID_REQUEST, "the job names no model")
         try:
-            return client.chat.create(
-                job.model,
-                messages=[_MESSAGE_OF[message.role](message.content) for message in job.messages],
-                max_tokens=job.max_tokens,
-                temperature=job.temperature,
-                top_p=job.top_p,
-                frequency_penalty=job.frequency_penalty,
-                presence_penalty=job.presence_penalty,
-                reasoning_effort=job.reasoning_effort,
-                seed=job.seed,
-                stop=job.stop,
-                user=job.user,
-            )
-        except (TypeError, ValueError) as error:
+            return client.chat.create(job.model, **create_arguments(job))
+        except (TypeError, ValueError, ParseError) as error:
             said = self._without_secrets(_named(error), job)
             raise ProviderError(ErrorCode.INVALID_REQUEST, presentable(said)) from None
 
@@ -224,44 +196,15 @@ class XaiProvider:
 
     def _without_secrets(self, text: str, job: PromptJob | None) -> str:
         """Also so that no prompt, quoted in an error, can pass for what xAI says of the account."""
-        contents = [message.content for message in job.messages] if job else []
-        return without_quotes(text, [*self._accounts.keys(), *contents])
+        return without_quotes(text, chain(self._accounts.keys(), quotable_texts(job) if job else ()))
+
+
+async def _sampled(chat: Chat, count: int | None) -> Response:
+    """One response, whose message has all of the answers."""
+    if count is None or count == 1:
+        return await chat.sample()
+    return (await chat.sample_batch(count))[0]
 
 
 def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _answer(response: chat_pb2.GetChatCompletionResponse, job: PromptJob) -> Answer:
-    """Reads the message itself: the SDK's properties search it anew each, and fail on new words."""
-    usage = _usage(response.usage)
-    outputs = [out for out in response.outputs if out.message.role == chat_pb2.ROLE_ASSISTANT]
-    if not outputs:
-        raise ProviderError(ErrorCode.PROVIDER_ERROR, "an answer without any output", usage=usage)
-    last = outputs[-1]
-    return Answer(
-        content=last.message.content,
-        model=response.model or str(job.model),
-        usage=usage,
-        finish_reason=_FINISH_REASONS.get(last.finish_reason, "unknown"),
-        reasoning_content=last.message.reasoning_content,
-        tool_calls=tuple(
-            ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
-            for output in outputs
-            for call in output.message.tool_calls
-            if call.HasField("function") and call.type in _FOR_THE_CALLER
-        ),
-        citations=tuple(response.citations),
-        response_id=response.id or None,
-    )
-
-
-def _usage(usage: usage_pb2.SamplingUsage) -> Usage:
-    return Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        cached_prompt_tokens=usage.cached_prompt_text_tokens,
-        total_tokens=usage.total_tokens,
-        cost_in_usd_ticks=usage.cost_in_usd_ticks if usage.HasField("cost_in_usd_ticks") else None,
-    )
