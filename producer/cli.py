@@ -8,6 +8,7 @@ from promptq.producer.commands.enqueue import enqueue
 from promptq.producer.commands.failed import failed, requeue
 from promptq.producer.commands.group import group
 from promptq.producer.commands.result import result
+from promptq.producer.commands.schema import schema
 from promptq.producer.commands.status import status
 from promptq.producer.console import EXIT_CODES, OneLineErrors
 
@@ -18,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (enqueue, result, status, group, cancel, failed, requeue, limits.pause, limits.resume):
+for command in (enqueue, result, status, group, cancel, failed, requeue, limits.pause, limits.resume, schema):
     app.command(epilog=EXIT_CODES)(command)
 for name, several in (("limits", limits.app), ("tenants", tenants.app)):
     app.add_typer(several, name=name)
