@@ -259,3 +259,25 @@ def test_a_nightly_run_is_cancelled(run: Callable[..., str], redis_url: str) -> 
         assert run(progress) == "0% of 3 jobs, 0 failed\n"
         assert run(cancel) == "3 jobs cancelled\n"
         assert running.result(30).count("cancelled") == 3
+
+
+@pytest.fixture
+def xai_worker(redis_url: str, tmp_path: Path, simulator: SimulatorProcess) -> Iterator[WorkerProcess]:
+    """A worker that asks the simulator, which calls tools and keeps to schemas."""
+    with Fleet(tmp_path, **xai_settings(simulator.host, redis_url)) as fleet:
+        yield begin(fleet.launch())
+
+
+def test_tools_that_the_model_calls(
+    run: Callable[..., str], xai_worker: WorkerProcess, simulator: SimulatorProcess
+) -> None:
+    """Two calls: one asks for the function, the next one answers with what it said."""
+    [program] = shown("Tools that the model calls")
+    assert run(program).strip()
+    assert totals(simulator).generations == 2
+
+
+def test_an_answer_in_a_shape(run: Callable[..., str], xai_worker: WorkerProcess) -> None:
+    """What comes back is the class itself."""
+    [program] = shown("An answer in a shape")
+    assert run(program) == "Invoice ['is_paid', 'number', 'total']\n"
