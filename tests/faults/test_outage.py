@@ -131,10 +131,10 @@ async def test_answers_are_kept_while_redis_refuses_to_write(
             workers = [fleet.launch(promptq_max_jobs=8, promptq_log_format=form) for form in ("json", "console")]
             for worker in workers:
                 await worker.ready()
-            await simulator.set(latency=LONGER_THAN_A_LEASE + 1.5)
+            await simulator.set(latency=LONGER_THAN_A_LEASE + 2.5)
             long = await scene.enqueue(*(f"SECRET {number}" for number in range(6)))
             await simulator.until(lambda totals: totals.generations == 6)
-            await simulator.set(latency=0.9)
+            await simulator.set(latency=1.4)
             short = await scene.enqueue(*(f"SECRET {number}" for number in range(6)))
             await until_renewed(scene, short)
             await scene.redis.config_set("min-replicas-to-write", 1)
