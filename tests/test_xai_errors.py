@@ -10,7 +10,8 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 from promptq.producer.errors import ErrorCode
-from promptq.worker.providers.xai_errors import LONGEST_MESSAGE, error_of, without_quotes
+from promptq.worker.providers.wording import LONGEST_MESSAGE, without_quotes
+from promptq.worker.providers.xai_errors import error_of
 
 TEAM = "c732a16f-e8ae-4fba-8e05-eb8a8f6aba39"
 

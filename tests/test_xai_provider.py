@@ -30,8 +30,8 @@ from promptq.producer.errors import ErrorCode
 from promptq.producer.messages import Message
 from promptq.producer.models import PromptJob
 from promptq.producer.results import BOOKED, ToolCall, Usage
-from promptq.worker.providers.base import Answer, Provider, ProviderError
-from promptq.worker.providers.xai import LONGEST_JOB_TIMEOUT, XaiProvider
+from promptq.worker.providers.base import LONGEST_JOB_TIMEOUT, Answer, Provider, ProviderError
+from promptq.worker.providers.xai import XaiProvider
 from promptq.worker.providers.xai_key import ApiKeyError
 from promptq.worker.providers.xai_pool import REST, ClientPool, connections_for
 from promptq.worker.settings import Settings

@@ -15,7 +15,8 @@ from xai_sdk.sync.chat import Client
 from promptq.producer import PromptJob
 from promptq.producer.entries import job_of
 from promptq.producer.models import REQUEST_FIELDS
-from promptq.worker.providers.xai_request import create_arguments, quotable_texts
+from promptq.worker.providers.wording import quotable_texts
+from promptq.worker.providers.xai_request import create_arguments
 
 LEFT_OUT: Final = {
     "conversation_id": "it names spans of the SDK's own traces, and is not sent",

@@ -13,6 +13,12 @@ from promptq.producer.results import InlineCitation, Output, OutputFile, TokenLo
 OF_THE_ACCOUNT = frozenset({ErrorCode.BAD_KEY, ErrorCode.NO_CREDIT})
 """What no call of the account gets past until somebody changes the key or buys credit."""
 
+LONGEST_JOB_TIMEOUT = 86_400.0
+"""Seconds: what PromptJob allows."""
+CALL_MARGIN = 300.0
+PROBE_TIMEOUT = 10.0
+"""Seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -59,6 +65,11 @@ class ProviderError(Exception):
         super().__init__(f"{code}: {message}")
         self.was_sent, self.is_stale = was_sent, is_stale
         self.code, self.message, self.retry_after, self.usage = code, message, retry_after, usage
+
+
+def longest_call(job_timeout: float) -> float:
+    """Seconds for a vendor's client: more than any job has, so that it is always the worker that gives up first."""
+    return max(job_timeout, LONGEST_JOB_TIMEOUT) + CALL_MARGIN
 
 
 class Provider(Protocol):

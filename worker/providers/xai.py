@@ -19,20 +19,15 @@ from xai_sdk.chat import Response
 
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
-from promptq.worker.providers.base import OF_THE_ACCOUNT, Answer, ProviderError
-from promptq.worker.providers.xai_account import Account, Accounts
+from promptq.worker.providers.accounts import Account, Accounts
+from promptq.worker.providers.base import OF_THE_ACCOUNT, PROBE_TIMEOUT, Answer, ProviderError, longest_call
+from promptq.worker.providers.wording import presentable, quotable_texts, without_quotes
 from promptq.worker.providers.xai_answer import answer_of
-from promptq.worker.providers.xai_errors import error_of, presentable, without_quotes
+from promptq.worker.providers.xai_errors import error_of
 from promptq.worker.providers.xai_key import KeyFile, checked_key, read_key
 from promptq.worker.providers.xai_pool import ClientPool, cancellable, connections_for
-from promptq.worker.providers.xai_request import create_arguments, quotable_texts
+from promptq.worker.providers.xai_request import create_arguments
 from promptq.worker.settings import Settings
-
-LONGEST_JOB_TIMEOUT = 86_400.0
-"""Seconds: what PromptJob allows."""
-RPC_MARGIN = 300.0
-PROBE_TIMEOUT = 10.0
-"""Seconds."""
 
 _NO_PROMPTS_IN_TRACES = "XAI_SDK_DISABLE_SENSITIVE_TELEMETRY_ATTRIBUTES"
 
@@ -94,8 +89,8 @@ class XaiProvider:
         self._host = host
         self._insecure = insecure
         self._connections = connections_for(max_jobs)
-        self._rpc_timeout = max(job_timeout, LONGEST_JOB_TIMEOUT) + RPC_MARGIN
-        self._accounts = Accounts(checked_key(api_key), self._open_pool, key_file)
+        self._rpc_timeout = longest_call(job_timeout)
+        self._accounts = Accounts("xai", checked_key(api_key), self._open_pool, key_file)
         os.environ.setdefault(_NO_PROMPTS_IN_TRACES, "1")
 
     @classmethod
@@ -116,7 +111,10 @@ class XaiProvider:
 
     @property
     def account(self) -> str:
-        """As `Provider.account`: `xai:` and eight hex digits of a digest of the key."""
+        """As `Provider.account`: `xai:` and eight hex digits of a digest of the key.
+
+        Without the host: one account pays, by whichever endpoint it is called.
+        """
         return self._accounts.present().name
 
     async def sample(self, job: PromptJob, timeout: float) -> Answer:
@@ -127,7 +125,7 @@ class XaiProvider:
         del timeout  # the caller's; the RPC's own is longer than any
         account = self._accounts.present()
         try:
-            with account.pool.lend() as client:
+            with account.lend() as pool, pool.lend() as client:
                 response = await cancellable(_sampled(self._chat(client, job), job.n))
             return answer_of(response.proto, job)
         except ProviderError:
@@ -177,15 +175,15 @@ class XaiProvider:
             said = self._without_secrets(_named(error), job)
             raise ProviderError(ErrorCode.INVALID_REQUEST, presentable(said)) from None
 
-    async def _key_info(self, account: Account) -> KeyInfo:
+    async def _key_info(self, account: Account[ClientPool]) -> KeyInfo:
         try:
-            with account.pool.lend() as client:
+            with account.lend() as pool, pool.lend() as client:
                 info = await cancellable(client.auth.get_api_key_info())
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises, the caller must learn of it
             raise self._failure(error, account) from None
         return KeyInfo(info.name, info.api_key_blocked, info.team_blocked, info.disabled, tuple(info.acls))
 
-    def _failure(self, error: Exception, account: Account, job: PromptJob | None = None) -> ProviderError:
+    def _failure(self, error: Exception, account: Account[ClientPool], job: PromptJob | None = None) -> ProviderError:
         """What a call of this account meant that ended so."""
         if not isinstance(error, grpc.aio.AioRpcError):
             return ProviderError(ErrorCode.PROVIDER_ERROR, presentable(self._without_secrets(_named(error), job)))

@@ -43,9 +43,6 @@ class ClientPool:
         self._open_client = open_client
         self._clock = clock
         self._seats = [_Seat() for _ in range(size)]
-        self._is_retired = False
-        self._closing: asyncio.Task[None] | None = None
-        self.is_closed = False
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[AsyncClient]:
@@ -63,24 +60,11 @@ class ClientPool:
             raise
         finally:
             seat.in_flight -= 1
-            if self._is_retired:
-                self._close_if_idle()
-
-    def retire(self) -> None:
-        """To be called last, on the event loop: close all connections once no call is in flight."""
-        self._is_retired = True
-        self._close_if_idle()
 
     async def aclose(self) -> None:
         """Close all connections; calls still in flight are cancelled."""
         clients = [seat.client for seat in self._seats if seat.client is not None]
         await asyncio.gather(*(client.close() for client in clients))
-        self.is_closed = True
-
-    def _close_if_idle(self) -> None:
-        """In a task of its own: the last call has its answer, which no cancel while we close may take from it."""
-        if not any(seat.in_flight for seat in self._seats):
-            self._closing = asyncio.create_task(self.aclose(), name="promptq close replaced connections")
 
     def _best_seat(self) -> "_Seat":
         """A broken connection fails its calls at once: without a rest it would draw all of them."""

@@ -1,7 +1,7 @@
 """From a job to the arguments of `chat.create`: everything that its signature has, in xAI's own messages."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 from google.protobuf.json_format import ParseDict
@@ -43,8 +43,6 @@ _AS_IT_IS: Final = (
     "agent_count",
     "service_tier",
 )
-_QUOTABLE: Final = {"messages", "tools", "response_format", "search_parameters"}
-_NO_TEXT: Final = {"type", "role", "status", "detail", "mode", "retrieval_mode", "action"}
 
 _ROLES: Final = {
     "system": chat_pb2.ROLE_SYSTEM,
@@ -75,24 +73,6 @@ def create_arguments(job: PromptJob) -> dict[str, Any]:
         if (value := getattr(job, name)) is not None:
             arguments[name] = convert(value)
     return arguments
-
-
-def quotable_texts(job: PromptJob) -> Iterator[str]:
-    """What the caller wrote, which an error may quote: prompts, images, schemas, and the secrets of MCP servers."""
-    request = job.model_dump(mode="json", include=_QUOTABLE, exclude_none=True)
-    return _texts_in(request)
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for each in value:
-            yield from _texts_in(each)
-    elif isinstance(value, dict):
-        for name, each in value.items():
-            if name not in _NO_TEXT or not isinstance(each, str):
-                yield from _texts_in(each)
 
 
 def _message(message: Message) -> chat_pb2.Message:
