@@ -72,7 +72,8 @@ _CODES: Final[tuple[tuple[type[PromptqError], ExitCode], ...]] = (
     (InvalidPayload, ExitCode.FAILED),
     (PromptqError, ExitCode.USAGE),
 )
-_OF_THE_WORKER: Final = frozenset({"arq", "grpc", "xai_sdk", "google"})
+_EXTRAS: Final = dict.fromkeys(("arq", "grpc", "xai_sdk", "google"), "worker") | {"openai": "worker,openai"}
+"""Which one brings a library of the worker."""
 _NEXT_STEPS: Final[dict[type[PromptqError], str]] = {
     JobNotFound: "`promptq status` shows what waits and runs",
     QueueUnavailable: "--redis-url or PROMPTQ_REDIS_URL says where it is",
@@ -94,8 +95,8 @@ def explain(error: BaseException) -> tuple[ExitCode, str] | None:  # noqa: PLR09
         case OSError():
             what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             return ExitCode.USAGE, "; ".join((what, *notes))
-        case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _OF_THE_WORKER:
-            return ExitCode.USAGE, f"{error.name} is not installed; the worker needs pip install 'promptq[worker]'"
+        case ModuleNotFoundError() if extra := _EXTRAS.get((error.name or "").partition(".")[0]):
+            return ExitCode.USAGE, f"{error.name} is not installed; the worker needs pip install 'promptq[{extra}]'"
         case UnicodeError():
             return ExitCode.USAGE, "an argument is not UTF-8"
         case KeyboardInterrupt():

@@ -340,4 +340,7 @@ def test_a_backend_without_the_worker_is_told_what_to_install() -> None:
     explained = explain(ModuleNotFoundError("No module named 'arq'", name="arq"))
     assert explained is not None
     assert "pip install 'promptq[worker]'" in explained[1]
+    explained = explain(ModuleNotFoundError("No module named 'openai'", name="openai"))
+    assert explained is not None
+    assert "pip install 'promptq[worker,openai]'" in explained[1]
     assert explain(ModuleNotFoundError("No module named 'ours'", name="promptq.nowhere")) is None

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -367,6 +368,47 @@ async def test_an_api_that_is_not_there(
     assert found.verdict is PROBLEM
     assert "unavailable: " in found.found
     assert advice in found.advice
+
+
+@pytest.fixture
+def rest_url(simulator: SimulatorProcess, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where a worker calls that speaks REST."""
+    monkeypatch.setenv("PROMPTQ_PROVIDER", "openai")
+    monkeypatch.setenv("PROMPTQ_OPENAI_BASE_URL", simulator.rest_url)
+    return simulator.rest_url
+
+
+async def test_a_worker_over_rest(rest_url: str, api: SimulatorControl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key is xAI's or its own, and the API is asked about it, at no cost."""
+    found = await report()
+    assert found["key"] == Finding(OK, "set by XAI_API_KEY")
+    assert found["API"] == Finding(OK, f"{rest_url} takes the key")
+    monkeypatch.setenv("PROMPTQ_OPENAI_API_KEY", PASSWORD)
+    await api.set(keys={PASSWORD: "blocked"})
+    found = await report()
+    assert found["key"] == Finding(OK, "set by PROMPTQ_OPENAI_API_KEY")
+    assert found["API"].verdict is PROBLEM
+    assert found["API"].found == f"{rest_url}: bad_key: HTTP 403: This API key is blocked."
+    assert PASSWORD not in str(found)
+    assert (await api.totals()).calls == 0
+
+
+@pytest.mark.usefixtures("rest_url")
+async def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What to look at is said."""
+    monkeypatch.setenv("PROMPTQ_OPENAI_BASE_URL", f"http://{NOBODY}/v1")
+    found = (await report())["API"]
+    assert (found.verdict, "unavailable: " in found.found) == (PROBLEM, True)
+    assert "correct PROMPTQ_OPENAI_BASE_URL" in found.advice
+
+
+async def test_a_worker_over_rest_without_its_library(rest_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what to install, and asks nobody."""
+    monkeypatch.setattr(f"{on_settings.__name__}.find_spec", lambda name: None if name == "openai" else find_spec(name))
+    found = await report()
+    assert found["installation"].found.endswith("but openai missing")
+    assert found["installation"].advice == "pip install 'promptq[worker,openai]'"
+    assert found["API"].verdict is NOT_CHECKED
 
 
 def unreadable(tmp_path: Path) -> Path:

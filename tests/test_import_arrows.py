@@ -75,6 +75,13 @@ def test_the_echo_worker_loads_no_vendor() -> None:
     assert loaded_by("promptq.worker.process, promptq.worker.providers.echo").isdisjoint(VENDORS)
 
 
+def test_a_worker_over_rest_loads_no_grpc() -> None:
+    """Nor does one over gRPC load the other client."""
+    by_rest = loaded_by("promptq.worker.process, promptq.worker.providers.openai")
+    assert by_rest & set(VENDORS) == {"openai"}
+    assert "openai" not in loaded_by("promptq.worker.process, promptq.worker.providers.xai")
+
+
 def test_arrows_run_from_worker_to_producer() -> None:
     """No module of the producer imports the worker, in whatever corner."""
     backwards = {

@@ -34,7 +34,7 @@ def worker(
     burst: Annotated[bool, typer.Option("--burst", help="Stop when the queue is empty.")] = False,
     health_port: HealthPort = None,
     health_host: Annotated[str, typer.Option(help="0.0.0.0 for probes from other machines.")] = "127.0.0.1",
-    provider: Annotated[str | None, typer.Option(help="xai or echo. [PROMPTQ_PROVIDER, xai]")] = None,
+    provider: Annotated[str | None, typer.Option(help="xai, openai or echo. [PROMPTQ_PROVIDER, xai]")] = None,
     redis_url: RedisUrl = None,
     ends_with_stdin: Annotated[bool, typer.Option("--ends-with-stdin", hidden=True)] = False,
 ) -> None:

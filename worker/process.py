@@ -28,6 +28,10 @@ def build_provider(settings: Settings) -> Provider:
         from promptq.worker.providers.echo import EchoProvider  # noqa: PLC0415 - loaded only if named
 
         return EchoProvider(settings.echo_latency)
+    if settings.provider == "openai":
+        from promptq.worker.providers.openai import OpenAIProvider  # noqa: PLC0415 - loaded only if named
+
+        return OpenAIProvider.from_settings(settings)
     from promptq.worker.providers.xai import XaiProvider  # noqa: PLC0415 - loaded only if named
 
     return XaiProvider.from_settings(settings)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_core import from_json
@@ -16,12 +17,16 @@ RENEWALS_PER_LEASE = 3
 class Settings(ProducerSettings):
     """`PROMPTQ_*` and `XAI_API_KEY`; durations in seconds. Raises ValidationError, which names the variable."""
 
-    provider: Literal["xai", "echo"] = "xai"
+    provider: Literal["xai", "openai", "echo"] = "xai"
     xai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("xai_api_key", "XAI_API_KEY"))
     xai_api_key_file: Path | None = Field(None, validation_alias=AliasChoices("xai_api_key_file", "XAI_API_KEY_FILE"))
     xai_host: str = "api.x.ai"
     xai_insecure: bool = False
     """Plain text instead of TLS: for the simulator."""
+    openai_base_url: str = "https://api.x.ai/v1"
+    """Of any server with Chat Completions."""
+    openai_api_key: SecretStr | None = None
+    """None: xAI's, which may be in a file."""
     max_jobs: int = Field(100, ge=1, le=10_000)
     """Calls to the provider at once, in one process."""
     job_timeout: Seconds = 3600.0
@@ -38,6 +43,16 @@ class Settings(ProducerSettings):
     log_content: bool = False
     """Whether answers may be logged. Prompts never are."""
     echo_latency: float = Field(0.0, ge=0, le=86400)
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _is_an_http_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("must begin with http:// or https:// and a host")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("must have no password, query or fragment")
+        return url
 
     @field_validator("limits", mode="before")
     @classmethod
@@ -60,8 +75,15 @@ class Settings(ProducerSettings):
         """The lease in ms."""
         return round(self.lease * 1000)
 
+    @property
+    def own_api_key(self) -> SecretStr | None:
+        """What goes before xAI's key: that of provider openai, if it has one of its own."""
+        return self.openai_api_key if self.provider == "openai" else None
+
     def api_key(self) -> str | None:
-        """The key as it is now: a file is read anew at each call."""
+        """The provider's key as it is now: a file is read anew at each call."""
+        if self.own_api_key is not None:
+            return self.own_api_key.get_secret_value()
         if self.xai_api_key_file is not None:
             return self.xai_api_key_file.read_text().strip()
         return self.xai_api_key.get_secret_value() if self.xai_api_key else None

@@ -30,7 +30,7 @@ async def examine(loaded: Loaded) -> Report:
     """Every check's finding. Takes `LIMIT` and `API_LIMIT` at most, whatever hangs."""
     local = await _all(
         {
-            "installation": on_settings.installation,
+            "installation": partial(on_settings.installation, loaded.settings),
             "settings": partial(on_settings.settings_are_valid, loaded),
             "environment": partial(on_settings.environment, loaded),
         }
@@ -69,9 +69,9 @@ async def _key_and_api(settings: Settings) -> Report:
     async def ask() -> Finding:
         return await api(settings, await in_a_thread(partial(read_key, settings)))
 
-    if settings.provider != "xai":
-        asked = not_checked(f"the provider is {settings.provider}")
-    elif on_settings.missing_libraries():
+    if settings.provider == "echo":
+        asked = not_checked("the provider is echo")
+    elif on_settings.missing_libraries(settings):
         asked = not_checked(on_settings.NEEDS_WORKER)
     elif key.verdict in {Verdict.PROBLEM, Verdict.NOT_CHECKED}:
         asked = not_checked("there is no key to ask with")
@@ -92,5 +92,5 @@ def _secrets(settings: Settings) -> Iterator[str]:
     """Longer ones first, since one may hold another."""
     url = urlsplit(settings.redis_url.get_secret_value())
     passwords = [url.password or "", unquote(url.password or ""), *parse_qs(url.query).get("password", ())]
-    key = settings.xai_api_key.get_secret_value() if settings.xai_api_key else ""
-    yield from sorted((each for each in (*passwords, key) if len(each) >= _SHORTEST_SECRET), key=len, reverse=True)
+    keys = [key.get_secret_value() for key in (settings.xai_api_key, settings.openai_api_key) if key]
+    yield from sorted((each for each in (*passwords, *keys) if len(each) >= _SHORTEST_SECRET), key=len, reverse=True)

@@ -14,10 +14,32 @@ _ADVICE = {
     ErrorCode.BAD_KEY: f"set XAI_API_KEY or XAI_API_KEY_FILE to a key of {_CONSOLE}",
     ErrorCode.NO_CREDIT: f"buy credit: {_CONSOLE}",
 }
+_REACH_OPENAI = "see whether this machine may reach it (DNS, firewall, proxy), or correct PROMPTQ_OPENAI_BASE_URL"
 
 
 async def api(settings: Settings, key: str) -> Finding:
-    """What xAI says of the key. Loads grpc and xai_sdk."""
+    """What the provider's API says of the key. Loads the provider's library."""
+    return await (_by_openai if settings.provider == "openai" else _by_xai)(settings, key)
+
+
+async def _by_openai(settings: Settings, key: str) -> Finding:
+    from promptq.worker.providers.openai import OpenAIProvider  # noqa: PLC0415 - a backend has no openai
+
+    url = settings.openai_base_url
+    provider = OpenAIProvider(api_key=key, base_url=url, max_jobs=1)
+    try:
+        await provider.probe()
+    except ProviderError as error:
+        return problem(f"{url}: {error!s}", _ADVICE.get(error.code, _REACH_OPENAI))
+    finally:
+        await provider.aclose()
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not _is_here(parts.netloc):
+        return warning(f"{url} takes the key, which goes there unencrypted", "let PROMPTQ_OPENAI_BASE_URL say https")
+    return ok(f"{url} takes the key")
+
+
+async def _by_xai(settings: Settings, key: str) -> Finding:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else it tells the terminal what the error tells, too
     from promptq.worker.providers.xai import KeyInfo, XaiProvider  # noqa: PLC0415 - a backend has no grpc
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr, ValidationError
 
@@ -19,6 +20,7 @@ from promptq.worker.settings import Settings
 
 NEEDS_WORKER = "needs promptq[worker], which a backend does without"
 _LIBRARIES = ("arq", "grpc", "xai_sdk")
+_LIBRARY_OF_OPENAI = "openai"
 _OTHER_NAMES = {"xai_api_key": "XAI_API_KEY", "xai_api_key_file": "XAI_API_KEY_FILE"}
 _VARIABLES = {
     "REDIS_URL": "redis_url",
@@ -49,19 +51,21 @@ def load(given: Mapping[str, Any]) -> Loaded:
     return Loaded(rest.settings, wrong + rest.wrong, rest.refused | fields)
 
 
-def missing_libraries() -> list[str]:
-    """What a worker needs and this machine lacks."""
-    return [name for name in _LIBRARIES if find_spec(name) is None]
+def missing_libraries(settings: Settings) -> list[str]:
+    """What a worker with these settings needs and this machine lacks."""
+    needed = [*_LIBRARIES, *([_LIBRARY_OF_OPENAI] if settings.provider == "openai" else [])]
+    return [name for name in needed if find_spec(name) is None]
 
 
-async def installation() -> Finding:
+async def installation(settings: Settings) -> Finding:
     """The version, and whether a worker could run here."""
     here = f"promptq {version('promptq')}, Python {platform.python_version()}"
-    missing = missing_libraries()
+    missing = missing_libraries(settings)
     if not missing:
         return ok(f"{here}, with all that a worker needs")
     if len(missing) < len(_LIBRARIES):
-        return problem(f"{here}, but {' and '.join(missing)} missing", "pip install 'promptq[worker]'")
+        extras = "worker,openai" if _LIBRARY_OF_OPENAI in missing else "worker"
+        return problem(f"{here}, but {' and '.join(missing)} missing", f"pip install 'promptq[{extras}]'")
     return ok(f"{here}, for a backend (a worker needs promptq[worker])")
 
 
@@ -107,19 +111,33 @@ def _shown(variable: str, loaded: Loaded) -> str:
 
 async def key(settings: Settings) -> Finding:
     """Whether there is a key that can be one."""
-    if settings.provider != "xai":
-        return not_checked(f"the provider is {settings.provider}, which needs none")
-    is_set = settings.xai_api_key is not None or settings.xai_api_key_file is not None
-    if not is_set and missing_libraries():
+    if settings.provider == "echo":
+        return not_checked("the provider is echo, which needs none")
+    given = (settings.own_api_key, settings.xai_api_key, settings.xai_api_key_file)
+    if given == (None, None, None) and missing_libraries(settings):
         return not_checked("none is set, and only a worker needs one")
     try:
         secret = await in_a_thread(lambda: read_key(settings))
     except ApiKeyError as error:
         found, _, advice = str(error).partition(": set ")
         return problem(found, f"set {advice}" if advice else "set it to a file that may be read")
-    place = "XAI_API_KEY" if settings.xai_api_key_file is None else f"XAI_API_KEY_FILE ({key_file(settings)})"
-    if settings.xai_host.endswith("x.ai") and not secret.startswith("xai-"):
+    return _where(settings, secret)
+
+
+def _where(settings: Settings, secret: str) -> Finding:
+    """Which variable the key is from, and what is strange about that."""
+    file = settings.xai_api_key_file
+    if settings.own_api_key is not None:
+        return ok("set by PROMPTQ_OPENAI_API_KEY")
+    place = "XAI_API_KEY" if file is None else f"XAI_API_KEY_FILE ({key_file(settings)})"
+    if _is_at_xai(settings) and not secret.startswith("xai-"):
         return warning(f"{place} holds one that does not begin with xai-", "see whether it is xAI's: console.x.ai")
-    if settings.xai_api_key_file is not None and settings.xai_api_key is not None:
+    if file is not None and settings.xai_api_key is not None:
         return warning(f"{place} goes before XAI_API_KEY, which is set, too", "unset one of them")
     return ok(f"set by {place}")
+
+
+def _is_at_xai(settings: Settings) -> bool:
+    if settings.provider == "openai":
+        return (urlsplit(settings.openai_base_url).hostname or "").endswith("x.ai")
+    return settings.xai_host.endswith("x.ai")

@@ -1,1 +1,1 @@
-"""What answers prompts: one module per vendor, the only places that import one."""
+"""What answers prompts: modules by vendor, the only places that import one."""

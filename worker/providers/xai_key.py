@@ -1,4 +1,4 @@
-"""The xAI API key: where it is read, whether it can be one, and whether its file has another one by now.
+"""The API key: where it is read, whether it can be one, and whether its file has another one by now.
 
 Loads no vendor's library: `promptq doctor` asks where there is none.
 """
@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import structlog
 
@@ -21,13 +21,24 @@ LOOK_EVERY = 1.0
 
 
 class ApiKeyError(PromptqError, ValueError):
-    """There is no usable xAI API key. One line, which says what to set."""
+    """There is no usable API key. One line, which says what to set."""
+
+
+class KeyWords(NamedTuple):
+    """How to speak of a provider's key: what it is, and the variables that may have it."""
+
+    what: str = "xAI API key"
+    variables: str = "XAI_API_KEY or XAI_API_KEY_FILE"
+
+
+OF_XAI = KeyWords()
+OF_OPENAI = KeyWords("API key", "PROMPTQ_OPENAI_API_KEY, XAI_API_KEY or XAI_API_KEY_FILE")
 
 
 def read_key(settings: Settings) -> str:
     """The key that the settings name, as it is now. Raises ApiKeyError."""
     try:
-        return checked_key(settings.api_key())
+        return checked_key(settings.api_key(), OF_OPENAI if settings.provider == "openai" else OF_XAI)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ApiKeyError(f"cannot read XAI_API_KEY_FILE ({key_file(settings)}): {reason}") from None
@@ -39,13 +50,13 @@ def key_file(settings: Settings) -> str:
     return "***" if path.startswith("xai-") and "/" not in path else path
 
 
-def checked_key(api_key: str | None) -> str:
+def checked_key(api_key: str | None, words: KeyWords = OF_XAI) -> str:
     """The key without white space around it. Raises ApiKeyError if it is none by its characters."""
     key = (api_key or "").strip()
     if not key:
-        raise ApiKeyError("no xAI API key: set XAI_API_KEY or XAI_API_KEY_FILE")
+        raise ApiKeyError(f"no {words.what}: set {words.variables}")
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ApiKeyError("not an xAI API key, by its characters: set XAI_API_KEY or XAI_API_KEY_FILE to one")
+        raise ApiKeyError(f"not an {words.what}, by its characters: set {words.variables} to one")
     return key
 
 
@@ -64,9 +75,11 @@ class KeyFile:
 
     @classmethod
     def named_by(cls, settings: Settings) -> Self | None:
-        """None if no file is named, or a pipe, which says its key once."""
+        """None if no file is named, or a pipe, which says its key once, or if a key of its own goes before it."""
         path = settings.xai_api_key_file
-        return None if path is None or path.is_fifo() else cls(path, settings)
+        if path is None or path.is_fifo() or settings.own_api_key is not None:
+            return None
+        return cls(path, settings)
 
     def changed(self) -> str | None:
         """The key, if the file is not as it was when it was last read; looks once a second at most."""
