@@ -4,6 +4,7 @@ Loads openai (`promptq[openai]`): import it only where a worker is built.
 """
 
 import asyncio
+import logging
 import socket
 import sys
 from collections.abc import Mapping
@@ -67,6 +68,8 @@ class OpenAIProvider:
         self._call_timeout = longest_call(job_timeout)
         place = f"{urlsplit(base_url).netloc.lower()} "
         self._accounts = Accounts("openai", checked_key(api_key, OF_OPENAI), self._open, key_file, place=place)
+        vendors_log = logging.getLogger("openai")
+        vendors_log.setLevel(max(vendors_log.level, logging.INFO))  # at DEBUG it writes down the prompts
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
