@@ -1,7 +1,7 @@
 """Hearing of finished jobs: one pub/sub connection for all that wait in this process.
 
-A signal means "look now", never "it is done": it comes when the subscription is confirmed, when a job ends, after every
-reconnect, and every ten seconds in case a message was lost. Channels are those of keys.py.
+A signal means "look now", never "it is done": it comes when the whole subscription is confirmed, when a job ends, after
+every reconnect, and every ten seconds in case a message was lost. Channels are those of keys.py.
 """
 
 import asyncio
@@ -29,14 +29,21 @@ class Signals:
 
     def __init__(self, channels: Iterable[str]) -> None:
         self.channels = frozenset(channels)
+        self._unconfirmed = set(self.channels)
         self._heard: set[str] = set()
         self._bell = asyncio.Event()
         self._is_closed = False
 
-    def ring(self, channels: Iterable[str]) -> None:
-        """Say that these are worth a look."""
-        self._heard.update(channels)
-        self._bell.set()
+    def ring(self, channel: str) -> None:
+        """Say that this one is worth a look."""
+        self._heard.add(channel)
+        if not self._unconfirmed:  # a look at some of them now would find a later end before an earlier one
+            self._bell.set()
+
+    def confirm(self, channel: str) -> None:
+        """Say that from now on this one is heard, so that it is worth a look."""
+        self._unconfirmed.discard(channel)
+        self.ring(channel)
 
     def close(self) -> None:
         """Nothing will be heard any more."""
@@ -89,7 +96,8 @@ class Watcher:
         if self._listener is None or self._listener.done():
             self._listener = asyncio.create_task(self._listen(), name="promptq watcher")
         elif self._pubsub is not None:
-            signals.ring(signals.channels.difference(fresh))
+            for channel in signals.channels.difference(fresh):
+                signals.confirm(channel)
             await self._tell("subscribe", fresh)
 
     async def _forget(self, signals: Signals) -> None:
@@ -145,12 +153,15 @@ class Watcher:
                 continue
             unanswered = 0
             if message["type"] in _LISTENED:
-                self._ring(message["channel"].decode())
+                self._tell_of(message["channel"].decode(), is_new=message["type"] == "subscribe")
         raise ConnectionError("no answer to a ping")
 
-    def _ring(self, channel: str) -> None:
+    def _tell_of(self, channel: str, *, is_new: bool) -> None:
         for signals in self._waiters.get(channel, ()):
-            signals.ring((channel,))
+            if is_new:
+                signals.confirm(channel)
+            else:
+                signals.ring(channel)
 
     async def aclose(self) -> None:
         """Stop listening; whoever waits gets QueueUnavailable."""

@@ -316,7 +316,7 @@ async def test_a_lost_message_is_made_up_for(
     monkeypatch.setattr(watch, "LOOK_AGAIN_EVERY", 0.2)
     job = await queue.enqueue("Hello")
     waiting = await begin(redis_client, job.wait(), job.id)
-    monkeypatch.setattr(queue._link.watcher, "_ring", lambda _: None)
+    monkeypatch.setattr(queue._link.watcher, "_tell_of", lambda _, is_new: None)
     await hand.answer_all()
     assert (await soon(waiting)).content == "done"
 
@@ -613,3 +613,15 @@ async def test_the_result_has_everything(queue: PromptQueue, hand: Hand) -> None
     assert result.enqueued_at is not None
     assert result.finished_at is not None
     assert result.enqueued_at <= result.finished_at
+
+
+async def test_the_first_look_is_at_all_of_them() -> None:
+    """Not before the whole subscription stands: a look at a part would find a later end before an earlier one."""
+    signals = watch.Signals(["a", "b"])
+    signals.ring("a")
+    signals.confirm("a")
+    assert await signals.next(0.05) == {"a", "b"}, "nothing is heard before b is confirmed: the patience has run out"
+    signals.confirm("b")
+    assert await signals.next() == {"a", "b"}
+    signals.ring("a")
+    assert await signals.next() == {"a"}
