@@ -111,6 +111,11 @@ def members(name: str) -> str:
     return f"promptq:members:{name}"
 
 
+def events(job_id: str) -> str:
+    """STREAM, an answer while it is written (architecture.md, "Streams"). Writer: tell. TTL: `PROMPTQ_EVENTS_TTL`."""
+    return f"promptq:events:{job_id}"
+
+
 def usage(day: date) -> str:
     """HASH "model:counter" -> tokens or ticks used that day (UTC). Writer: settle. TTL: 90 days."""
     return f"promptq:usage:{day.toordinal() - date(1970, 1, 1).toordinal()}"
@@ -119,6 +124,11 @@ def usage(day: date) -> str:
 def done(job_id: str) -> str:
     """CHANNEL that hears the final status of a job. Writer: whatever ends a job."""
     return f"promptq:done:{job_id}"
+
+
+def told(job_id: str) -> str:
+    """CHANNEL that hears whenever the job's stream has grown."""
+    return f"promptq:told:{job_id}"
 
 
 def group_done(name: str) -> str:
@@ -149,6 +159,8 @@ PREFIXES: Final = {
     "waiting": waiting(""),
     "wake": wake(""),
     "worker": worker(""),
+    "events": events(""),
+    "told": told(""),
     "usage": "promptq:usage:",
     "done": done(""),
     "group": group(""),

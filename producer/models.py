@@ -145,6 +145,11 @@ class PromptJob(Frozen):
     """Seconds for one attempt. None: `PROMPTQ_JOB_TIMEOUT` of the worker."""
     max_attempts: int | None = Field(None, ge=1, le=100)
     """None: `PROMPTQ_MAX_ATTEMPTS` of the worker."""
+    stream: bool | None = None
+    """Whether readers may follow the answer while it is written (`PromptQueue.events`)."""
+    conversation: Name | None = None
+    """Its jobs, of one tenant, run in the order in which they were enqueued, one at a time, however the one before
+    ended; the provider finds their common beginning in its prompt cache."""
 
     id: Name | None = None
     priority: Literal["high", "normal", "low"] = "normal"
@@ -205,7 +210,7 @@ class PromptJob(Frozen):
 
 DELIVERY_FIELDS = {"id", "priority", "tenant", "delay", "deadline", "result_ttl", "metadata", "group"}
 PAYLOAD_FIELDS = frozenset(PromptJob.model_fields) - DELIVERY_FIELDS
-REQUEST_FIELDS = PAYLOAD_FIELDS - {"timeout", "max_attempts"}
+REQUEST_FIELDS = PAYLOAD_FIELDS - {"timeout", "max_attempts", "stream", "conversation"}
 
 
 class Limits(Frozen):

@@ -205,3 +205,21 @@ class Adoption:
             e.id, e.lane, self.model, e.band, e.tenant, e.digest,
             e.delay, e.deadline, ttl, e.metadata, self.enqueued, self.refusal,
         )  # fmt: skip
+
+
+class Telling(NamedTuple):
+    """What the tell script appends to the stream of one running job: `batches`, the first of them with number `first`.
+
+    `edition`: how often this run has begun to tell its answer from the beginning. Without batches: all that it has told
+    is void.
+    """
+
+    id: str
+    token: str
+    edition: int
+    first: int
+    batches: Sequence[bytes]
+
+    def args(self) -> tuple[Arg, ...]:
+        """In the order of ARGV."""
+        return (self.id, self.token, self.edition, self.first, len(self.batches), *self.batches)

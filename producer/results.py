@@ -208,6 +208,8 @@ class JobResult(Read):
     enqueued_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    time_to_first_token: float | None = None
+    """Seconds from the call to the first piece of the answer, if it was streamed."""
     worker: str | None = None
     group: str | None = None
 

@@ -26,6 +26,7 @@ from promptq.producer.records import (
     LaneFull,
     Probed,
     Settlement,
+    Telling,
     TenantFull,
     clock,
 )
@@ -47,6 +48,7 @@ class Script:
 ENQUEUE: Final = Script("enqueue")
 CLAIM: Final = Script("claim", "meter")
 SETTLE: Final = Script("settle", "meter")
+TELL: Final = Script("tell")
 RENEW: Final = Script("renew")
 CANCEL: Final = Script("cancel")
 ADOPT: Final = Script("adopt")
@@ -91,6 +93,11 @@ async def enqueue(
 async def claim(redis: Redis, request: ClaimRequest, *, now: int | None = None) -> Claimed:
     """Lease jobs; the same request gives the same answer."""
     return _claimed(await _run(redis, CLAIM, request.args(now)))
+
+
+async def tell(redis: Redis, tellings: Sequence[Telling], *, ttl: int, now: int | None = None) -> list[str]:
+    """Append to the streams of running jobs, kept for `ttl` ms; per job told, again (from the beginning) or stale."""
+    return _words(await _run(redis, TELL, _tell_args(tellings, ttl, now)))
 
 
 async def settle(
@@ -186,6 +193,13 @@ async def discard(redis: Redis, foreign: Foreign) -> None:
         pipe.zrem(keys.lane(foreign.lane), foreign.id)
         pipe.delete(keys.payload("").encode() + foreign.id)
         await pipe.execute()
+
+
+def _tell_args(tellings: Sequence[Telling], ttl: int, now: int | None) -> list[Arg]:
+    args: list[Arg] = [clock(now), ttl]
+    for telling in tellings:
+        args += telling.args()
+    return args
 
 
 def _settle_args(

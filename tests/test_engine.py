@@ -291,7 +291,7 @@ async def test_redis_works_while_the_claimed_jobs_run(
         return await call(wire, commands)
 
     class Noting(EchoProvider):
-        async def sample(self, job: PromptJob, timeout: float) -> Answer:
+        async def sample(self, job: PromptJob, timeout: float, hear: object = None) -> Answer:
             order.append("run")
             return await super().sample(job, timeout)
 
@@ -320,7 +320,7 @@ async def test_outcomes_gather_while_most_slots_are_busy(
         monkeypatch.setattr(scripts, name, noted)
 
     class OneByOne(ScriptedProvider):
-        async def sample(self, job: PromptJob, timeout: float) -> Answer:
+        async def sample(self, job: PromptJob, timeout: float, hear: object = None) -> Answer:
             if job.messages[-1].text.startswith("slow"):
                 await asyncio.sleep(0.05 * int(job.messages[-1].text.removeprefix("slow")))
             return await super().sample(job, timeout)
@@ -423,7 +423,7 @@ class Counting(EchoProvider):
         super().__init__(0.02)
         self.running = self.peak = 0
 
-    async def sample(self, job: PromptJob, timeout: float) -> Answer:
+    async def sample(self, job: PromptJob, timeout: float, hear: object = None) -> Answer:
         """As echo."""
         self.running += 1
         self.peak = max(self.peak, self.running)

@@ -21,7 +21,7 @@ class Refusing(EchoProvider):
         self.errors = list(errors)
         self.calls = 0
 
-    async def sample(self, job: PromptJob, timeout: float) -> Answer:
+    async def sample(self, job: PromptJob, timeout: float, hear: object = None) -> Answer:
         """As told."""
         self.calls += 1
         if self.errors:

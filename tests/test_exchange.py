@@ -11,8 +11,15 @@ from promptq.producer.records import Settlement
 from promptq.worker.exchange import CLAIMED_AT_ONCE, MOST_BYTES, SETTLED_AT_ONCE, Exchange
 from promptq.worker.leases import Leases
 from promptq.worker.settings import Settings
+from promptq.worker.telling import Teller
 from waiting import wait_until
 from workers import ScriptedProvider, running_worker
+
+
+def an_exchange(redis: Redis, settings: Settings) -> Exchange:
+    """Of a worker without streamed jobs."""
+    teller = Teller(redis, 1000, lambda _: None)
+    return Exchange(redis, settings, "w", (), account=lambda: "echo", teller=teller)
 
 
 def settlement(size: int) -> Settlement:
@@ -23,7 +30,7 @@ def settlement(size: int) -> Settlement:
 @pytest.fixture
 def exchange(redis_client: Redis) -> Exchange:
     """Of a worker with many slots."""
-    return Exchange(redis_client, Settings(max_jobs=10_000), "w", (), lambda: "echo")
+    return an_exchange(redis_client, Settings(max_jobs=10_000))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +59,7 @@ async def test_a_claim_asks_for_few_enough_jobs(exchange: Exchange, redis_client
 async def test_a_claim_asks_for_half_of_the_slots(redis_client: Redis, max_jobs: int, slots: int) -> None:
     """One half of the jobs runs while Redis hands over the other; a worker with one slot gets its one job."""
     settings = Settings(max_jobs=max_jobs)
-    exchange = Exchange(redis_client, settings, "w", (), lambda: "echo")
+    exchange = an_exchange(redis_client, settings)
     assert exchange._request(max_jobs, Leases(redis_client, settings)).slots == slots
 
 

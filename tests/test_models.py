@@ -56,7 +56,7 @@ def test_every_field_is_asked_run_or_delivered() -> None:
     """A new field has to be sorted: the request is part of the payload, delivery is not, and nothing is both."""
     assert set(PromptJob.model_fields) == PAYLOAD_FIELDS | DELIVERY_FIELDS
     assert not PAYLOAD_FIELDS & DELIVERY_FIELDS
-    assert {"timeout", "max_attempts"} == PAYLOAD_FIELDS - REQUEST_FIELDS
+    assert {"timeout", "max_attempts", "stream", "conversation"} == PAYLOAD_FIELDS - REQUEST_FIELDS
 
 
 def test_what_was_left_out_does_not_travel() -> None:

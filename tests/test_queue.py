@@ -91,7 +91,7 @@ async def test_a_result_tells_the_whole_story(queue: PromptQueue, redis_url: str
 class Talkative(EchoProvider):
     """Answers with all that an answer can hold."""
 
-    async def sample(self, job: PromptJob, timeout: float) -> Answer:
+    async def sample(self, job: PromptJob, timeout: float, hear: object = None) -> Answer:
         """Says nothing, and asks for a tool."""
         return Answer(
             content="",

@@ -33,7 +33,7 @@ class Scripted(EchoProvider):
         self._act = act
         self.asked: list[tuple[PromptJob, float]] = []
 
-    async def sample(self, job: PromptJob, timeout: float) -> Answer:
+    async def sample(self, job: PromptJob, timeout: float, hear: object = None) -> Answer:
         """Note the call, and act."""
         self.asked.append((job, timeout))
         return await self._act()
@@ -67,10 +67,14 @@ def claimed(*, deadline: int | None = None, payload: bytes | None = None, spent:
     return ClaimedJob("job-1", "1", "m", "m", spent, deadline, 1_000, 0, 0, payload)
 
 
+NO_TELLER: Any = None
+"""No job here is streamed."""
+
+
 def runner(provider: Scripted, **settings: Any) -> Runner:
     """What runs it."""
     chosen = Settings(provider="echo", job_timeout=50, **settings)
-    return Runner(provider, chosen, Clerk.of(chosen, "w", provider.name))
+    return Runner(provider, chosen, Clerk.of(chosen, "w", provider.name), NO_TELLER)
 
 
 async def settled(act: Callable[[], Awaitable[Answer]], job: ClaimedJob | None = None, **settings: Any) -> Settlement:

@@ -316,7 +316,7 @@ async def test_a_lost_message_is_made_up_for(
     monkeypatch.setattr(watch, "LOOK_AGAIN_EVERY", 0.2)
     job = await queue.enqueue("Hello")
     waiting = await begin(redis_client, job.wait(), job.id)
-    monkeypatch.setattr(queue._link.watcher, "_tell_of", lambda _, is_new: None)
+    monkeypatch.setattr(queue._link.watcher, "_tell_of", lambda *_, **__: None)
     await hand.answer_all()
     assert (await soon(waiting)).content == "done"
 

@@ -30,7 +30,7 @@ class ScriptedProvider(EchoProvider):
         self.cancelled: list[str] = []
         self.release = asyncio.Event()
 
-    async def sample(self, job: PromptJob, timeout: float) -> Answer:
+    async def sample(self, job: PromptJob, timeout: float, hear: object = None) -> Answer:
         """As the prompt says; every call is noted."""
         prompt = job.messages[-1].text
         self.started.append(prompt)

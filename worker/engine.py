@@ -35,6 +35,7 @@ from promptq.worker.providers.base import Provider
 from promptq.worker.run import Run, Runner
 from promptq.worker.settings import Settings
 from promptq.worker.settlement import Clerk
+from promptq.worker.telling import Teller
 from promptq.worker.waiter import BLOCK_SECONDS, Waiter
 
 POLL_IDLE = 5.0
@@ -80,7 +81,8 @@ class PromptWorker(Worker):
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.leases = Leases(redis, settings)
         self._settings, self._provider, self._serves = settings, provider, tuple(serves)
-        self._runner = Runner(provider, settings, Clerk.of(settings, self.name, provider.name))
+        self._teller = Teller(redis, round(settings.events_ttl * 1000), self._lost_redis)
+        self._runner = Runner(provider, settings, Clerk.of(settings, self.name, provider.name), self._teller)
         self._waiting_redis: Redis = open_redis(url, timeout=settings.redis_timeout + BLOCK_SECONDS, max_connections=2)
         self._waiter = Waiter(
             self._waiting_redis,
@@ -90,7 +92,9 @@ class PromptWorker(Worker):
             on_error=self._lost_redis,
             calls=redis,
         )
-        self._exchange = Exchange(redis, settings, self.name, self._serves, lambda: provider.account)
+        self._exchange = Exchange(
+            redis, settings, self.name, self._serves, account=lambda: provider.account, teller=self._teller
+        )
         self._unfilled = dict(settings.limits)
         self._hungry = True
         self._exhausted = False
@@ -395,6 +399,7 @@ class PromptWorker(Worker):
                     await self.pool.zrem(keys.WORKERS, self.name)
                     await self._waiter.end()
                     await self._helpers[0]  # cancelled, it might eat the marker that it has just popped
+        self._teller.aclose()
         helpers = [*self._helpers, *([self._probing] if self._probing else [])]
         for helper in helpers:
             helper.cancel()

@@ -18,6 +18,7 @@ from promptq.producer.errors import ErrorCode
 from promptq.producer.records import Claimed, ClaimRequest, Settlement
 from promptq.worker.leases import Leases
 from promptq.worker.settings import Settings
+from promptq.worker.telling import Teller
 
 SETTLED_AT_ONCE = 100
 CLAIMED_AT_ONCE = 100
@@ -44,7 +45,14 @@ class Exchange:
     """
 
     def __init__(
-        self, redis: Redis, settings: Settings, worker: str, serves: Sequence[str], account: Callable[[], str]
+        self,
+        redis: Redis,
+        settings: Settings,
+        worker: str,
+        serves: Sequence[str],
+        *,
+        account: Callable[[], str],
+        teller: Teller,
     ) -> None:
         self.unsettled: list[Settlement] = []
         self.lanes: tuple[str, ...] = ()
@@ -56,7 +64,7 @@ class Exchange:
         self.counts: Counter[str] = Counter()
         """Jobs by the kind of outcome that was written."""
         self._redis, self._settings, self._worker, self._serves = redis, settings, worker, serves
-        self._account = account
+        self._account, self._teller = account, teller
         self._refusals: Counter[Settlement] = Counter()
         self._seq = 1
         self._answered_at = 0
@@ -78,6 +86,7 @@ class Exchange:
         batch = self._head()
         if not batch:
             return
+        await self._teller.finish(batch)
         try:
             self._take_note(batch, await self._send(batch))
         except OUTAGE:
@@ -93,6 +102,7 @@ class Exchange:
         request = self._request(slots, leases)
         batch = self._head()
         if batch:
+            await self._teller.finish(batch)
             claimed = await self._settle_then_claim(batch, request)
         else:
             claimed = await scripts.claim(self._redis, request)

@@ -1,6 +1,7 @@
 """One job, from its claim to its settlement: admit -> call -> judge -> settlement.
 
-Called by the engine as one task per job. Touches no Redis: what it returns is written by the engine.
+Called by the engine as one task per job. Touches no Redis: what it returns is written by the engine, and what a
+streamed answer becomes meanwhile by telling.py.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import random
 import time
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -19,9 +21,10 @@ from promptq.producer.models import PromptJob
 from promptq.producer.records import ClaimedJob, Settlement
 from promptq.producer.results import JobError
 from promptq.worker.outcome import Cancelled, Expired, Failed, Outcome, Released, Retry, Succeeded, Throttled, judge
-from promptq.worker.providers.base import Answer, Provider, ProviderError
+from promptq.worker.providers.base import Answer, Delta, Hear, Provider, ProviderError
 from promptq.worker.settings import Settings
 from promptq.worker.settlement import Call, Clerk
+from promptq.worker.telling import Teller
 
 log = structlog.get_logger("promptq.run")
 
@@ -50,6 +53,8 @@ class Run:
     task: "asyncio.Task[None] | None" = None
     stopped: StopReason | None = None
     calling_since: int | None = field(default=None, init=False)
+    heard_at: int | None = field(default=None, init=False)
+    """When the first piece of a streamed answer came, in ms since 1970."""
 
     def stop(self, reason: StopReason) -> None:
         """Cancel the call to the provider; the first reason stays."""
@@ -77,6 +82,7 @@ class Runner:
     provider: Provider
     settings: Settings
     clerk: Clerk
+    teller: Teller
 
     async def run(self, run: Run) -> Settlement:
         """Run one job. Never raises: whatever happens is an outcome."""
@@ -110,7 +116,7 @@ class Runner:
         clock = asyncio.timeout(limit)
         try:
             async with clock:
-                return await self.provider.sample(prompt, timeout)
+                return await self.provider.sample(prompt, timeout, self._listener(run) if prompt.stream else None)
         except ProviderError as error:
             return error
         except TimeoutError:
@@ -123,6 +129,17 @@ class Runner:
             where = traceback.format_tb(error.__traceback__)  # without the message: it may quote the prompt
             log.error("provider.bug", job_id=run.job.id, error=type(error).__name__, where="".join(where))  # noqa: TRY400
             return ProviderError(ErrorCode.PROVIDER_ERROR, f"{type(error).__name__} in the provider")
+
+    def _listener(self, run: Run) -> Hear:
+        """What hears the pieces of a streamed answer."""
+        if run.job.stalls:
+            self.teller.restart(run)
+        return partial(self._hear, run)
+
+    def _hear(self, run: Run, delta: Delta) -> None:
+        if run.heard_at is None:
+            run.heard_at = _now()
+        self.teller.hear(run, delta)
 
     def _judge(
         self, run: Run, prompt: PromptJob, said: Answer | ProviderError | Outcome
@@ -138,7 +155,9 @@ class Runner:
             luck=random.random(),
         )
         if isinstance(said, Answer):
-            return outcome, Call(started, finished, None, said.usage)
+            return outcome, Call(
+                started, finished, None, said.usage, run.heard_at, self.teller.end(run) if prompt.stream else None
+            )
         if not said.was_sent:
             return outcome, None
         return outcome, Call(started, finished, JobError(code=said.code, message=said.message), said.usage)

@@ -36,6 +36,8 @@ class Settings(ProducerSettings):
     """By model, for the whole fleet; for those that have none yet when a worker starts."""
     lease: Seconds = 10.0
     """How long a dead worker's jobs wait for another."""
+    events_ttl: Seconds = 3600.0
+    """How long the stream of an answer is kept after its last piece."""
     drain_timeout: float = Field(25.0, ge=0, le=86400)
     """How long a stopping worker lets its calls finish."""
     log_format: Literal["console", "json"] = "console"

@@ -19,12 +19,17 @@ _IF_ANY = tuple(field.name for field in dataclasses.fields(Answer) if field.defa
 
 
 class Call(NamedTuple):
-    """One call to the provider that was really made. Times in ms since 1970; `error` None: it was answered."""
+    """One call to the provider that was really made. Times in ms since 1970; `error` None: it was answered.
+
+    Streamed, `heard_at` is when its first piece came, and `told` where its stream has all of it (telling.py).
+    """
 
     started: int
     finished: int
     error: JobError | None = None
     usage: Usage | None = None
+    heard_at: int | None = None
+    told: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,8 @@ class Clerk:
         result: dict[str, Any] = {"model": job.model, "provider": self.provider, "worker": self.worker}
         if call:
             result["started_at"] = call.started
+            if call.heard_at is not None:
+                result |= {"time_to_first_token": (call.heard_at - call.started) / 1000, "told": call.told}
         if isinstance(outcome, Succeeded):
             result |= _told(outcome)
         elif error:

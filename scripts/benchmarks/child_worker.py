@@ -35,7 +35,7 @@ def stamp(prompt: str) -> None:
 class StampingProvider(EchoProvider):
     """Echoes, and says when each call started."""
 
-    async def sample(self, job: PromptJob, timeout: float) -> Answer:
+    async def sample(self, job: PromptJob, timeout: float, hear: object = None) -> Answer:  # noqa: ARG002 - the seam
         """As EchoProvider."""
         stamp(job.messages[-1].text)
         return await super().sample(job, timeout)

@@ -25,6 +25,7 @@ from promptq.worker.providers.echo import EchoProvider
 from promptq.worker.run import Run, Runner
 from promptq.worker.settings import Settings
 from promptq.worker.settlement import Clerk
+from promptq.worker.telling import Teller
 from rig import Rig, Server
 
 REPEATS = 5
@@ -86,7 +87,12 @@ class Steps:
 
     async def _run_jobs(self, jobs: Sequence[ClaimedJob]) -> list[Settlement]:
         settings, provider = Settings.model_validate({"redis_url": self._server.url}), EchoProvider()
-        runner = Runner(provider, settings, Clerk.of(settings, WORKER, provider.name))
+        runner = Runner(
+            provider,
+            settings,
+            Clerk.of(settings, WORKER, provider.name),
+            Teller(open_redis(self._server.url, timeout=5), 1000, print),
+        )
         runs = [Run(job, f"{WORKER}:{number // self._batch + 1}", 0) for number, job in enumerate(jobs)]
         admitted = self._timed("worker", "decode, admit", lambda: [runner._admit(run) for run in runs])
         pairs = [(run, prompt) for run, prompt in zip(runs, admitted, strict=True) if isinstance(prompt, PromptJob)]

@@ -3,8 +3,9 @@
 Vendor errors end at a provider's border; run.py and outcome.py know only these types.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
@@ -40,6 +41,22 @@ class Answer:
     response_id: str | None = None
     system_fingerprint: str | None = None
     service_tier: str | None = None
+
+
+class Delta(NamedTuple):
+    """A piece of an answer, in the order in which it is written; tool calls are whole.
+
+    `output`: of which of several (`Output.index`); 0 if there is one. Put together, the pieces of an output are its
+    content and its reasoning content in the Answer.
+    """
+
+    content: str = ""
+    reasoning_content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    output: int = 0
+
+
+Hear = Callable[[Delta], None]
 
 
 class ProviderError(Exception):
@@ -86,8 +103,10 @@ class Provider(Protocol):
         """
         ...
 
-    async def sample(self, job: PromptJob, timeout: float) -> Answer:
+    async def sample(self, job: PromptJob, timeout: float, hear: Hear | None = None) -> Answer:
         """One call, never repeated here: the queue owns every retry.
+
+        With `hear`, which never blocks, the answer is streamed: it gets every piece as it comes, before this returns.
 
         The caller cancels it after `timeout` seconds; the provider's own limit must be longer than that.
         Cancelling it cancels the call at the vendor. Raises ProviderError.

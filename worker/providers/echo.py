@@ -1,10 +1,11 @@
 """`echo` answers in-process with the prompt itself: for tests and benchmarks of the queue, never the default."""
 
 import asyncio
+import re
 
 from promptq.producer.models import PromptJob
 from promptq.producer.results import Usage
-from promptq.worker.providers.base import Answer
+from promptq.worker.providers.base import Answer, Delta, Hear
 
 
 class EchoProvider:
@@ -16,11 +17,20 @@ class EchoProvider:
     def __init__(self, latency: float = 0.0) -> None:
         self._latency = latency
 
-    async def sample(self, job: PromptJob, timeout: float) -> Answer:  # noqa: ARG002 - the seam's signature
-        """Never fails."""
-        if self._latency:
-            await asyncio.sleep(self._latency)
+    async def sample(
+        self,
+        job: PromptJob,
+        timeout: float,  # noqa: ARG002 - the seam's signature
+        hear: Hear | None = None,
+    ) -> Answer:
+        """Never fails. Streamed, it comes word by word, in the same time."""
         content = job.messages[-1].text
+        pieces = re.findall(r"\s*\S+\s*$|\s*\S+|\s+", content) if hear else [content]
+        for piece in pieces:
+            if self._latency:
+                await asyncio.sleep(self._latency / len(pieces))
+            if hear:
+                hear(Delta(piece))
         prompt_tokens = _tokens(sum(len(message.text) for message in job.messages))
         completion_tokens = _tokens(len(content))
         usage = Usage(

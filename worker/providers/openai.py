@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
 from promptq.worker.providers.accounts import Account, Accounts
-from promptq.worker.providers.base import OF_THE_ACCOUNT, PROBE_TIMEOUT, Answer, ProviderError, longest_call
+from promptq.worker.providers.base import OF_THE_ACCOUNT, PROBE_TIMEOUT, Answer, Hear, ProviderError, longest_call
 from promptq.worker.providers.openai_answer import answer_of
 from promptq.worker.providers.openai_errors import error_of
 from promptq.worker.providers.openai_request import body_of
@@ -94,7 +94,7 @@ class OpenAIProvider:
         """
         return self._accounts.present().name
 
-    async def sample(self, job: PromptJob, timeout: float) -> Answer:
+    async def sample(self, job: PromptJob, timeout: float, hear: Hear | None = None) -> Answer:  # noqa: ARG002
         """As `Provider.sample`. The client's exceptions are not chained: their text may hold the prompt."""
         del timeout  # the caller's; the client's own is longer than any
         body = body_of(job)

@@ -20,7 +20,7 @@ from xai_sdk.chat import Response
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
 from promptq.worker.providers.accounts import Account, Accounts
-from promptq.worker.providers.base import OF_THE_ACCOUNT, PROBE_TIMEOUT, Answer, ProviderError, longest_call
+from promptq.worker.providers.base import OF_THE_ACCOUNT, PROBE_TIMEOUT, Answer, Hear, ProviderError, longest_call
 from promptq.worker.providers.wording import presentable, quotable_texts, without_quotes
 from promptq.worker.providers.xai_answer import answer_of
 from promptq.worker.providers.xai_errors import error_of
@@ -117,7 +117,7 @@ class XaiProvider:
         """
         return self._accounts.present().name
 
-    async def sample(self, job: PromptJob, timeout: float) -> Answer:
+    async def sample(self, job: PromptJob, timeout: float, hear: Hear | None = None) -> Answer:  # noqa: ARG002
         """As `Provider.sample`. A call that xAI cancels is a ProviderError, never a CancelledError.
 
         The SDK's exceptions are not chained: their text may hold the key or the prompt.
