@@ -74,11 +74,27 @@ class TenantFull(NamedTuple):
     most: int
 
 
+class Payer(NamedTuple):
+    """Who pays for the calls of the models that match: `pattern` is a model, or ends with `*`. The first match counts.
+
+    `most`: jobs of this account that one claim may lease; -1: any number.
+    """
+
+    pattern: str
+    account: str
+    most: int = -1
+
+
+def routes_of(payers: Sequence[Payer]) -> Arg:
+    """As the scripts take them."""
+    return codec.dumps(payers) if payers else ""
+
+
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
     """What a worker asks for. `seq` grows by one with every claim that was answered; `lease` in ms.
 
-    `account`: who pays for the calls, as `Provider.account`.
+    `account`: who pays for the calls, as `Provider.account`; `payers`: who pays for those of some models.
 
     `take_over_until`: in ms since 1970, by Redis' clock; run later, the claim takes over no lease that ran out.
     """
@@ -95,6 +111,7 @@ class ClaimRequest:
     serves: Sequence[str] = ()
     max_bytes: int = 8 * 1024 * 1024
     account: str = ""
+    payers: Sequence[Payer] = ()
 
     @property
     def token(self) -> str:
@@ -107,7 +124,7 @@ class ClaimRequest:
             clock(now), self.worker, self.seq, self.slots,
             self.lease, self.take_over_until, int(self.may_take_poison), self.max_bytes,
             self.failure_ttl, self.result_ttl, codec.dumps(list(self.known_lanes)), self.account,
-            *self.serves,
+            routes_of(self.payers), *self.serves,
         )  # fmt: skip
 
 
@@ -142,8 +159,8 @@ class Claimed:
     has_more: bool
     """Slots or bytes stopped it, or it has dealt with as many jobs as one script may."""
     due_in: int | None
-    is_to_probe: bool
-    """Whether this worker is to find out whether its account works again."""
+    to_probe: str
+    """The account of which this worker is to find out whether it works again; empty: none."""
     lanes: tuple[str, ...]
     jobs: tuple[ClaimedJob, ...]
     foreign: tuple[Foreign, ...]

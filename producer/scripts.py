@@ -24,11 +24,13 @@ from promptq.producer.records import (
     Entry,
     Foreign,
     LaneFull,
+    Payer,
     Probed,
     Settlement,
     Telling,
     TenantFull,
     clock,
+    routes_of,
 )
 from promptq.producer.wire import wire_of
 
@@ -106,21 +108,25 @@ async def settle(
     *,
     wake: bool,
     account: str = "",
+    payers: Sequence[Payer] = (),
     luck: float = 0,
     now: int | None = None,
 ) -> list[str]:
     """Write outcomes; per outcome done, back, pausing, over, stale, gone or "error: ...".
 
-    `wake`: no claim follows. `account`: who paid for the calls. `luck`, from 0 to 1: of the jitter of a pause.
+    `wake`: no claim follows. `account`: who paid for the calls; `payers`: who for those of some models. `luck`, from 0
+    to 1: of the jitter of a pause.
     """
-    return _words(await _run(redis, SETTLE, _settle_args(settlements, wake, account, luck, now)))
+    head = _settle_head(wake, account, payers, luck, now)
+    return _words(await _run(redis, SETTLE, _settle_args(head, settlements)))
 
 
 async def settle_and_claim(
     redis: Redis, settlements: Sequence[Settlement], request: ClaimRequest, *, luck: float = 0, now: int | None = None
 ) -> tuple[list[str], Claimed]:
     """Both in one round trip."""
-    calls = [(SETTLE, _settle_args(settlements, False, request.account, luck, now)), (CLAIM, request.args(now))]
+    head = _settle_head(False, request.account, request.payers, luck, now)
+    calls = [(SETTLE, _settle_args(head, settlements)), (CLAIM, request.args(now))]
     settled, claimed = await _run_all(redis, calls)
     return _words(settled), _claimed(claimed)
 
@@ -202,10 +208,12 @@ def _tell_args(tellings: Sequence[Telling], ttl: int, now: int | None) -> list[A
     return args
 
 
-def _settle_args(
-    settlements: Sequence[Settlement], wake: bool, account: str, luck: float, now: int | None
-) -> list[Arg]:
-    args: list[Arg] = [clock(now), int(wake), account, luck]
+def _settle_head(wake: bool, account: str, payers: Sequence[Payer], luck: float, now: int | None) -> tuple[Arg, ...]:
+    return clock(now), int(wake), account, luck, routes_of(payers)
+
+
+def _settle_args(head: Sequence[Arg], settlements: Sequence[Settlement]) -> list[Arg]:
+    args = [*head]
     for settlement in settlements:
         args += settlement.args()
     return args
@@ -216,12 +224,12 @@ def _words(reply: Sequence[bytes]) -> list[str]:
 
 
 def _claimed(reply: Sequence[Any]) -> Claimed:
-    (now, has_more, due_in, is_to_probe), lanes, jobs, foreign = reply
+    (now, has_more, due_in, to_probe), lanes, jobs, foreign = reply
     return Claimed(
         now=int(now),
         has_more=has_more == b"1",
         due_in=None if int(due_in) < 0 else int(due_in),
-        is_to_probe=is_to_probe == b"1",
+        to_probe=_text(to_probe),
         lanes=tuple(map(_text, lanes)),
         jobs=tuple(_claimed_job(job) for job in jobs),
         foreign=tuple(Foreign(job_id, _text(lane), payload) for job_id, lane, payload in foreign),

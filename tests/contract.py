@@ -1,6 +1,7 @@
 """The Lua scripts as a test wants them: short calls, and a clock that only the test moves."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -15,6 +16,7 @@ from promptq.producer.records import (
     Enqueued,
     Entry,
     LaneFull,
+    Payer,
     Settlement,
     TenantFull,
 )
@@ -140,11 +142,18 @@ class Contract:
         return [run.id for run in await self.take(worker, slots, **options)]
 
     async def settle(
-        self, run: Run, kind: records.Kind = "succeeded", *, wake: bool = False, account: str = "", **fields: Any
+        self,
+        run: Run,
+        kind: records.Kind = "succeeded",
+        *,
+        wake: bool = False,
+        account: str = "",
+        payers: Sequence[Payer] = (),
+        **fields: Any,
     ) -> str:
         """Write one outcome; the word that comes back."""
         outcome = run.outcome(kind, **fields)
-        [said] = await scripts.settle(self.redis, [outcome], wake=wake, account=account, now=self.now)
+        [said] = await scripts.settle(self.redis, [outcome], wake=wake, account=account, payers=payers, now=self.now)
         return said
 
     async def renew(self, *runs: Run) -> list[str]:

@@ -299,7 +299,7 @@ class Fleet:
             worker.is_broken = True
             return
         worker.unanswered, worker.answered_at = None, self.now
-        self._is_asked = self._is_asked or claimed.is_to_probe
+        self._is_asked = self._is_asked or bool(claimed.to_probe)
         worker.unsettled.clear()
         await self._start(worker, request, claimed)
 

@@ -261,7 +261,7 @@ async def test_what_is_answered_when_its_lease_comes_back_is_not_run_again(
 ) -> None:
     """The claim was under way when the call ended: a success is taken from any run, so a second call would be waste."""
     job = ClaimedJob("a", "1", "m", "m", 0, None, 1, 1, 0, b"{}")
-    claimed = Claimed(now=1, has_more=False, due_in=None, is_to_probe=False, lanes=("m",), jobs=(job,), foreign=())
+    claimed = Claimed(now=1, has_more=False, due_in=None, to_probe="", lanes=("m",), jobs=(job,), foreign=())
     async with running_worker(redis_url) as worker:
         worker._exchange.unsettled.append(Settlement("a", "w:1", "1", kind, 1000))
         worker._start("w:2", claimed)

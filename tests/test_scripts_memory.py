@@ -74,7 +74,7 @@ async def test_a_full_redis_takes_an_account_back(full: Full) -> None:
     contract.later(10)
     assert await contract.settle(run, "throttled", reason="no_credit", account="xai:1") == "pausing"
     contract.later(2000)
-    assert (await contract.claim(account="xai:1")).is_to_probe
+    assert (await contract.claim(account="xai:1")).to_probe == "xai:1"
     assert await scripts.probed(contract.redis, "xai:1", "works", now=contract.now) == "open"
     assert len(await contract.taken(9, account="xai:1")) == 1
 

@@ -5,7 +5,7 @@ import pytest
 from contract import LANE, LEASE, Contract, Run, entries, entry
 from promptq.producer import keys, scripts
 from promptq.producer.models import JobStatus
-from promptq.producer.records import Kind
+from promptq.producer.records import Kind, Payer
 
 pytest_plugins = ["contract_fixture"]
 
@@ -361,7 +361,7 @@ async def test_a_refused_account_pauses_all_its_models(contract: Contract, reaso
     """Nothing is spent, and no job is held back by what it was told. Who calls with another key goes on."""
     run = await refused(contract, reason, delay)
     claimed = await contract.claim(slots=9, account=ACCOUNT)
-    assert (claimed.jobs, claimed.due_in, claimed.is_to_probe) == ((), 1000, False)
+    assert (claimed.jobs, claimed.due_in, claimed.to_probe) == ((), 1000, "")
     assert await contract.state(run.id) is JobStatus.QUEUED
     assert "spent" not in await contract.ledger(run.id)
     assert len(await contract.taken(9, account="xai:another")) == 4
@@ -373,10 +373,10 @@ async def test_one_worker_asks_for_the_fleet(contract: Contract) -> None:
     contract.later(1000)
     first = await contract.claim("w1", 9, account=ACCOUNT)
     second = await contract.claim("w2", 9, account=ACCOUNT)
-    assert (first.is_to_probe, second.is_to_probe) == (True, False)
+    assert (first.to_probe, second.to_probe) == (ACCOUNT, "")
     assert (first.jobs, second.jobs) == ((), ())
     contract.later(15_000)
-    assert (await contract.claim("w2", account=ACCOUNT)).is_to_probe
+    assert (await contract.claim("w2", account=ACCOUNT)).to_probe == ACCOUNT
 
 
 async def test_a_refusal_makes_the_pause_longer(contract: Contract) -> None:
@@ -387,7 +387,7 @@ async def test_a_refusal_makes_the_pause_longer(contract: Contract) -> None:
         pause = (await contract.claim(account=ACCOUNT)).due_in
         pauses.append(pause)
         contract.later(pause or 0)
-        assert (await contract.claim(account=ACCOUNT)).is_to_probe
+        assert (await contract.claim(account=ACCOUNT)).to_probe == ACCOUNT
         assert await scripts.probed(contract.redis, ACCOUNT, "refused", now=contract.now) == "paused"
     assert pauses == [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]
 
@@ -478,3 +478,63 @@ async def test_an_operator_ends_a_providers_pause(contract: Contract) -> None:
     await until_paused(contract)
     await scripts.resume(contract.redis, LANE, now=contract.now)
     assert len(await contract.taken(99)) == 3
+
+
+PAYERS = (Payer("openai:gpt-x", "openai:x"), Payer("openai:*", "openai:all"))
+
+
+async def of_three_accounts(contract: Contract) -> None:
+    """One job of each of three accounts, and one of plain arq's for each."""
+    models = (LANE, "openai:gpt-x", "openai:gpt-y")
+    await contract.accept(*(entry(f"job of {model}", lane=model) for model in models))
+    for model in models:
+        await contract.plain_enqueue(f"plain of {model}")
+        assert await contract.adopt(entry(f"plain of {model}"), model) == "adopted"
+
+
+@pytest.mark.parametrize(
+    ("model", "account"), [(LANE, ACCOUNT), ("openai:gpt-x", "openai:x"), ("openai:gpt-y", "openai:all")]
+)
+async def test_a_pause_is_of_the_account_that_pays(contract: Contract, model: str, account: str) -> None:
+    """A refusal stops the models that its account pays for, plain arq's jobs too; others go on, and end no pause."""
+    await of_three_accounts(contract)
+    run = await contract.take_one(account=ACCOUNT, payers=PAYERS, serves=(model,))
+    contract.later(10)
+    said = await contract.settle(run, "throttled", reason="bad_key", account=ACCOUNT, payers=PAYERS)
+    assert said == "pausing"
+    runs = await contract.take(slots=9, account=ACCOUNT, payers=PAYERS)
+    assert len(runs) == 4
+    assert model not in {run.job.model for run in runs}
+    contract.later(10)
+    for other in runs:
+        assert await contract.settle(other, account=ACCOUNT, payers=PAYERS) == "done"
+    assert await contract.redis.zrange(keys.ACCOUNTS, 0, -1) == [account.encode()]
+    contract.later(1000)
+    claimed = await contract.claim(slots=9, account=ACCOUNT, payers=PAYERS)
+    assert (claimed.to_probe, claimed.jobs) == (account, ())
+    assert await scripts.probed(contract.redis, account, "works", now=contract.now) == "open"
+    assert len(await contract.taken(9, account=ACCOUNT, payers=PAYERS)) == 1
+
+
+async def test_of_two_paused_accounts_one_is_asked_about_at_a_time(contract: Contract) -> None:
+    """And soon the other one."""
+    await of_three_accounts(contract)
+    for model in (LANE, "openai:gpt-x"):
+        run = await contract.take_one(account=ACCOUNT, payers=PAYERS, serves=(model,))
+        await contract.settle(run, "throttled", reason="bad_key", account=ACCOUNT, payers=PAYERS)
+    contract.later(1000)
+    first = await contract.claim(account=ACCOUNT, payers=PAYERS, serves=(LANE,))
+    assert first.due_in is not None
+    contract.later(first.due_in)
+    second = await contract.claim(account=ACCOUNT, payers=PAYERS, serves=(LANE,))
+    assert {first.to_probe, second.to_probe} == {ACCOUNT, "openai:x"}
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+async def test_a_worker_bounds_what_it_takes_of_an_account(contract: Contract, most: int) -> None:
+    """One that cannot reach a vendor leaves its jobs to others; the other vendors' it takes."""
+    for lane in (LANE, "openai:gpt-y"):
+        await contract.accept(*(entry(f"{lane} {number}", lane=lane) for number in range(4)))
+    runs = await contract.take(slots=9, account=ACCOUNT, payers=[Payer("openai:*", "openai:all", most)])
+    assert [run.job.model for run in runs].count(LANE) == 4
+    assert len(runs) == 4 + most

@@ -94,7 +94,11 @@ RULES_FOR_OPERATORS = {
     ),
     "a paused model is not claimed": ("if wait > 0 then return 0, wait end", "", "started under a pause"),
     "nor is one that an operator holds": ("if meter.paused then return 0 end", "", "started under a pause"),
-    "nor is a paused account": ("slots = math.min(slots, room)", "", "started under a pause of the account"),
+    "nor is a paused account": (
+        "rooms[account] = account_room(account)",
+        "rooms[account] = account_room(account) and math.huge",
+        "started under a pause of the account",
+    ),
     "what waits is counted": (
         "if WAITS[state] ~= WAITS[ledger.state] then count(ledger, WAITS[state] and 1 or -1) end",
         "",

@@ -189,7 +189,7 @@ class PromptWorker(Worker):
             self._start(token, claimed)
             if self._exchange.has_met_new:
                 await self._waiter.pass_on_new()
-            if claimed.is_to_probe:
+            if claimed.to_probe:
                 self._probing = asyncio.create_task(self._probe(), name="promptq probe")
             for foreign in claimed.foreign:
                 await adopt(self.pool, foreign, self._settings, self.name)

@@ -3,16 +3,19 @@
 --
 -- ARGV  1 now | 2 worker | 3 sequence number | 4 free slots | 5 lease ms | 6 time in ms until which it may take run-out leases (0: not at all)
 --       7 '1': may take a job that stalled twice | 8 bytes of payload in one reply | 9 failure TTL ms | 10 result TTL ms
---       11 lanes this worker knows (JSON) | 12 account that pays | 13... lanes it serves (none: all)
+--       11 lanes this worker knows (JSON) | 12 account that pays
+--       13 accounts that pay for some models, and how many calls they may start (JSON: {{pattern, account, calls or -1}, ...}, or '')
+--       14... lanes it serves (none: all)
 -- reply {now, '1' if slots, bytes or its own bound stopped it, ms until something comes due or -1,
---       '1' if this worker is to find out whether its account works}, {lane, ...},
+--       the account of which this worker is to find out whether it works, or ''}, {lane, ...},
 --       {{id, epoch, lane, model, spent, deadline or '', enqueued, stalls, timeouts, payload}, ...},
 --       {{id, lane, payload of plain arq or ''}, ...}
 
 local now, worker, seq, slots, length = clock(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local may_take_over, may_take_poison, most_bytes, failure_ttl = now < tonumber(ARGV[6]), ARGV[7] == '1', tonumber(ARGV[8]), ARGV[9]
-local result_ttl, account = ARGV[10], ARGV[12]
+local result_ttl, FIRST_LANE = ARGV[10], 14
 local token, record = worker .. ':' .. seq, K.worker .. worker
+route(ARGV[13], ARGV[12])
 redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 
 local MOST_FOREIGN = 50 -- the worker adopts them one by one
@@ -31,12 +34,12 @@ end
 
 local function known_lanes()
   local served = {}
-  for i = 13, #ARGV do served[ARGV[i]] = true end
+  for i = FIRST_LANE, #ARGV do served[ARGV[i]] = true end
   local lanes = {}
   for _, lane in ipairs(redis.call('ZRANGE', K.lanes, 0, -1)) do
-    if #ARGV < 13 or served[lane] then lanes[#lanes + 1] = lane end
+    if #ARGV < FIRST_LANE or served[lane] then lanes[#lanes + 1] = lane end
   end
-  if #ARGV < 13 and redis.call('ZSCORE', K.lanes, K.intake) == false then lanes[#lanes + 1] = K.intake end
+  if #ARGV < FIRST_LANE and redis.call('ZSCORE', K.lanes, K.intake) == false then lanes[#lanes + 1] = K.intake end
   return lanes
 end
 local lanes = known_lanes()
@@ -50,7 +53,7 @@ if last[1] == seq then
       hand_over(id, ledger, redis.call('GET', K.payload .. id) or '')
     end
   end
-  return { { exact(now), '1', -1, '0' }, lanes, jobs, foreign }
+  return { { exact(now), '1', -1, '' }, lanes, jobs, foreign }
 end
 
 -- A bad record must stop nobody: it leaves its lane for the failed ones.
@@ -129,23 +132,45 @@ local function promote_due()
   end
 end
 
--- How many jobs the account lets start: all, one, or none; and whether this worker is to ask the provider.
-local function account_room()
+local to_ask = '' -- the account about which this worker is to ask the provider
+
+-- How many jobs an account lets start: all, one, or none.
+local function account_room(account)
   local pause = account_pause(account)
-  if not pause then return math.huge, false end
+  if not pause then return math.huge end
   keep_account(now, account, math.max(pause['until'], now))
   if pause.state == 'open' then
-    if not pause.probe then return 1, false end
+    if not pause.probe then return 1 end
     local wait = until_then(now, pause.probe, PROVEN)
-    if wait > 0 then come_back(wait) return 0, false end
+    if wait > 0 then come_back(wait) return 0 end
     end_account_pause(account)
-    return math.huge, false
+    return math.huge
   end
   local wait = until_then(now, pause['until'], LONGEST_PAUSE)
-  if wait > 0 then come_back(wait) return 0, false end
+  if wait > 0 or to_ask ~= '' then come_back(math.max(wait, GATHER)) return 0 end
+  to_ask = account
   redis.call('HSET', K.account .. account, 'until', exact(now + LOOKED_AT))
   come_back(LOOKED_AT)
-  return 0, true
+  return 0
+end
+
+local rooms = {} -- account -> jobs that may start
+local trying = {} -- accounts of which one job finds out whether they work
+
+-- What each account lets start, and this worker's own bound for it.
+local function look_at_accounts()
+  for _, payer in ipairs(payers) do
+    local account, most = payer[2], payer[3]
+    if not rooms[account] then
+      rooms[account] = account_room(account)
+      if rooms[account] == 1 then trying[account] = true end
+      if most >= 0 then rooms[account] = math.min(rooms[account], most) end
+    end
+  end
+end
+
+local function account_room_of(lane)
+  return lane == K.intake and math.huge or rooms[account_of(lane)] -- in the intake, each job has a model of its own
 end
 
 local MOST_ROUNDS = 1000 -- far more than there can be: a script that does not end stops the whole fleet
@@ -162,6 +187,13 @@ local function charge(id, ledger, meter)
     redis.call('HSET', K.ledger .. id, 'charged', exact(tokens))
   end
   if meter.strikes and HALF_OPEN[meter.reason] then put(meter, 'probe', now + PROBE) end
+  local account = account_of(ledger.model)
+  rooms[account] = rooms[account] - 1
+  if trying[account] then
+    trying[account] = nil
+    redis.call('HSET', K.account .. account, 'probe', exact(now + PROVEN))
+    come_back(PROVEN)
+  end
 end
 
 local function is_too_large(ledger, meter)
@@ -197,7 +229,7 @@ local function take(id, lane, band)
   end
   if ledger.model ~= lane then
     local room, wait = room_of(now, meter)
-    if room == 0 then return hold_back(id, ledger, wait or MOST_HELD_BACK) end
+    if room == 0 or rooms[account_of(ledger.model)] == 0 then return hold_back(id, ledger, wait or MOST_HELD_BACK) end
   end
   if (ledger.stalls or 0) >= POISON_STALLS - 1 then
     if not may_take_poison then delay(id, ledger, now + 1000) return false end
@@ -218,9 +250,10 @@ local ended, held = 0, 0
 
 -- Lease at most `most` jobs of one band of one lane; returns whether there may be more.
 local function serve(lane, band, most)
-  local meter = meter_of(lane)
+  local of_account, meter = account_room_of(lane), meter_of(lane)
+  if of_account == 0 then return false end
   local room, wait, is_rate = room_of(now, meter)
-  most = math.max(1, math.min(most, room))
+  most = math.max(1, math.min(most, room, of_account))
   local low, high = band == 0 and '-inf' or exact(band * BAND), '(' .. exact((band + 1) * BAND)
   local ids = redis.call('ZRANGEBYSCORE', K.lane .. lane, low, high, 'LIMIT', 0, most)
   for _, id in ipairs(ids) do
@@ -229,7 +262,7 @@ local function serve(lane, band, most)
       if is_rate and meter.learned then press(now, meter) end
       return false
     end
-    if has_more then return false end
+    if has_more or account_room_of(lane) == 0 then return false end
     local said = guarded(lane, id, take, lane, band)
     if said == 'held back' then
       held = held + 1
@@ -279,7 +312,8 @@ local function pass_on()
   end
   if slots > 0 and not has_more then return end
   for _, lane in ipairs(lanes) do
-    if redis.call('ZCOUNT', K.lane .. lane, '-inf', '(' .. exact(HORIZON)) > 0 and room_of(now, meter_of(lane)) > 0 then wake(lane) end
+    if redis.call('ZCOUNT', K.lane .. lane, '-inf', '(' .. exact(HORIZON)) > 0 and account_room_of(lane) > 0
+      and room_of(now, meter_of(lane)) > 0 then wake(lane) end
   end
 end
 
@@ -296,21 +330,14 @@ end
 seen(now, worker)
 sweep(now, result_ttl)
 promote_due()
-local room, is_to_ask = account_room()
-slots = math.min(slots, room)
+look_at_accounts()
 for band = 0, 2 do serve_band(band) end
 for model, calls in pairs(started) do note_use(now, meter_of(model), calls, 0) end
-if room == 1 and #jobs > 0 then
-  redis.call('HSET', K.account .. account, 'probe', exact(now + PROVEN))
-  come_back(PROVEN)
-end
 write_meters()
 tidy()
 advance_clocks()
-if room == math.huge then
-  if slots == 0 then has_more = true end
-  pass_on()
-end
+if slots == 0 then has_more = true end
+pass_on()
 look_ahead()
 if #jobs > 0 then
   local ids = {}
@@ -318,4 +345,4 @@ if #jobs > 0 then
   redis.call('HSET', record, 'seq', seq, 'ids', cjson.encode(ids))
   redis.call('PEXPIRE', record, 600000)
 end
-return { { exact(now), has_more and '1' or '0', due_in and exact(math.ceil(due_in)) or '-1', is_to_ask and '1' or '0' }, lanes, jobs, foreign }
+return { { exact(now), has_more and '1' or '0', due_in and exact(math.ceil(due_in)) or '-1', to_ask }, lanes, jobs, foreign }

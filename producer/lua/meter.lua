@@ -253,6 +253,32 @@ local function end_pause(meter)
   end
 end
 
+local payers = {} -- by the routes of the worker: {pattern, account, calls to start at most or -1}; the first that matches
+local accounts_of = {} -- by model, as far as asked for
+
+-- `rows`: JSON, or '' for one account that pays for all.
+local function route(rows, account)
+  if rows ~= '' then payers = cjson.decode(rows) end
+  payers[#payers + 1] = { '*', account, -1 }
+end
+
+local function is_match(pattern, model)
+  if string.sub(pattern, -1) ~= '*' then return pattern == model end
+  return string.sub(model, 1, #pattern - 1) == string.sub(pattern, 1, -2)
+end
+
+-- Who pays for the calls of a model.
+local function account_of(model)
+  local account = accounts_of[model]
+  if account then return account end
+  for _, payer in ipairs(payers) do
+    if is_match(payer[1], model) then
+      accounts_of[model] = payer[2]
+      return payer[2]
+    end
+  end
+end
+
 local LOOKED_AT = 15000    -- ms that a worker has to find out whether an account works again
 local PROVEN = 5000        -- ms after which a call that was not refused proves that it does: refusals come at once
 local LONGEST_ASKED = 30000

@@ -1,6 +1,7 @@
 -- Write the outcomes of runs. Every additive effect happens once per attempt, however often the call is sent.
 --
 -- ARGV  1 now | 2 '1': no claim follows, wake others for what goes back | 3 account that pays | 4 luck, from 0 to 1
+--       5 accounts that pay for some models (JSON: {{pattern, account, -1}, ...}, or '')
 --       then per outcome: id, token, epoch, kind, delay ms, ttl ms, error code or '',
 --       attempt (JSON, '' if no call was made), prompt, completion, reasoning, cached and total tokens, ticks or '', result or ''
 --       kind: succeeded | failed | cancelled | expired   end the job with `result`
@@ -8,12 +9,13 @@
 -- reply per outcome: done | back | pausing (back, and its model or account pauses from now on) | over (the job has a result) |
 --       stale (another holds it) | gone (no ledger) | 'error: ...'
 
-local WIDTH, FIRST = 15, 5
+local WIDTH, FIRST = 15, 6
 local MOST_THROTTLES = 10 -- of one job, while others of its model are answered
 local MOST_LESSONS = 4
 local NEXT_PROBE = 1000 -- ms
 local UNSPENT_REST = 500 -- ms for which a job waits that comes back unspent, while its model does not pause
-local now, nobody_claims, account, luck = clock(ARGV[1]), ARGV[2] == '1', ARGV[3], tonumber(ARGV[4]) or 0
+local now, nobody_claims, luck = clock(ARGV[1]), ARGV[2] == '1', tonumber(ARGV[4]) or 0
+route(ARGV[5], ARGV[3])
 redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 
 local returned, answered = {}, {} -- lane -> true; model -> latest claim that was answered
@@ -101,6 +103,7 @@ end
 
 -- Returns whether the account pauses since just now, and not again after one job tried.
 local function pause_for_the_account(ledger, reason)
+  local account = account_of(ledger.model)
   local known = account_pause(account)
   if known and not is_since(now, ledger.claimed, known.since) then return false end
   pause_account(now, account, reason, luck)
@@ -183,10 +186,10 @@ end
 
 -- An answer ends the pause of its model, and of the account, if it is to a call that was claimed after that began.
 local function heed_answers()
-  local latest = 0
+  local latest = {} -- by account
   for model, claimed in pairs(answered) do
-    local meter = meter_of(model)
-    latest = math.max(latest, claimed)
+    local meter, account = meter_of(model), account_of(model)
+    latest[account] = math.max(latest[account] or 0, claimed)
     put(meter, 'answered', now)
     if meter.failures then put(meter, 'failures', nil) end
     if meter.unreached then put(meter, 'unreached', nil) end
@@ -195,9 +198,10 @@ local function heed_answers()
       wake(model)
     end
   end
-  if latest == 0 then return end
-  local pause = account_pause(account)
-  if pause and (latest > pause.since or pause.since > now) then end_account_pause(account) end
+  for account, claimed in pairs(latest) do
+    local pause = account_pause(account)
+    if pause and (claimed > pause.since or pause.since > now) then end_account_pause(account) end
+  end
 end
 
 local reply = {}

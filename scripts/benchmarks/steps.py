@@ -82,8 +82,9 @@ class Steps:
             ).args(None)  # fmt: skip
 
     def _settle_calls(self, settlements: Sequence[Settlement]) -> Iterator[Sequence[Arg]]:
+        head = scripts._settle_head(False, "", (), 0, None)
         for start in range(0, len(settlements), self._batch):
-            yield scripts._settle_args(settlements[start : start + self._batch], False, "", 0, None)
+            yield scripts._settle_args(head, settlements[start : start + self._batch])
 
     async def _run_jobs(self, jobs: Sequence[ClaimedJob]) -> list[Settlement]:
         settings, provider = Settings.model_validate({"redis_url": self._server.url}), EchoProvider()
