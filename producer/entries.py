@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from promptq.producer import codec
+from promptq.producer import codec, keys
 from promptq.producer.errors import InvalidJob, InvalidPayload, PayloadTooLarge
 from promptq.producer.messages import Message
 from promptq.producer.models import REQUEST_FIELDS, PromptJob
@@ -203,6 +203,7 @@ def _entry(job: PromptJob, job_id: str, lane: str, digest: str, *, payload: byte
         metadata=_encode(job.metadata, position, "metadata") if job.metadata else b"",
         payload=payload,
         group=job.group or "",
+        conversation=keys.conversation_of(job.tenant, job.conversation) if job.conversation else "",
     )
 
 

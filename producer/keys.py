@@ -6,6 +6,7 @@ Keys named `arq:*` keep arq's meaning, so that arq's own `Job` class can read th
 
 from datetime import date
 from typing import Final
+from urllib.parse import quote
 
 LANES: Final = "promptq:lanes"
 """ZSET lane -> ms it was last served. Writer: enqueue, adopt, claim, requeue. A lane leaves when it is empty."""
@@ -111,6 +112,16 @@ def members(name: str) -> str:
     return f"promptq:members:{name}"
 
 
+def conversation(tenant: str, name: str) -> str:
+    """ZSET job id -> its place among those that have not ended. Writer: every script. Gone when empty."""
+    return f"promptq:conversation:{conversation_of(tenant, name)}"
+
+
+def conversation_of(tenant: str, name: str) -> str:
+    """What tells a conversation from all others: also of tenants that use the same name."""
+    return f"{quote(tenant, safe='')}:{name}"
+
+
 def events(job_id: str) -> str:
     """STREAM, an answer while it is written (architecture.md, "Streams"). Writer: tell. TTL: `PROMPTQ_EVENTS_TTL`."""
     return f"promptq:events:{job_id}"
@@ -159,6 +170,7 @@ PREFIXES: Final = {
     "waiting": waiting(""),
     "wake": wake(""),
     "worker": worker(""),
+    "conversation": "promptq:conversation:",
     "events": events(""),
     "told": told(""),
     "usage": "promptq:usage:",

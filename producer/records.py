@@ -30,6 +30,8 @@ class Entry(NamedTuple):
     metadata: bytes
     payload: bytes
     group: str = ""
+    conversation: str = ""
+    """As `keys.conversation` ends: a tenant's, so that no tenant holds up another."""
     estimate: str = "1"
     """Tokens of the prompt, and behind a slash the most that the answer may take, if that is known."""
 
@@ -44,7 +46,7 @@ class Entry(NamedTuple):
         return (
             self.id, self.lane, self.band, self.tenant, self.digest,
             self.delay, self.deadline, ttl, self.metadata, self.group,
-            self.estimate, self.payload,
+            self.conversation, self.estimate, self.payload,
         )  # fmt: skip
 
 

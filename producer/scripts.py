@@ -149,7 +149,7 @@ async def cancel(redis: Redis, ids: Sequence[str], *, ttl: int, now: int | None 
 async def adopt(redis: Redis, adoption: Adoption, *, failure_ttl: int, now: int | None = None) -> str:
     """Give a plain arq client's job a ledger: adopted, refused, or known if it has one."""
     entry = adoption.entry
-    args = [clock(now), *adoption.args(), failure_ttl, entry.group, entry.estimate]
+    args = [clock(now), *adoption.args(), failure_ttl, entry.group, entry.estimate, entry.conversation]
     return str((await _run(redis, ADOPT, args)).decode())
 
 

@@ -72,8 +72,8 @@ class Job:
 
     @property
     def has_turn_by_number(self) -> bool:
-        """Whether jobs of its tenant run in the order in which they were accepted."""
-        return self.entry.delay == 0 and self.entry.lane != keys.INTAKE
+        """Whether jobs of its tenant run in the order in which they were accepted; a conversation's get turns later."""
+        return self.entry.delay == 0 and self.entry.lane != keys.INTAKE and not self.entry.conversation
 
     def release(self) -> None:
         """Nobody holds it any more."""
@@ -158,6 +158,7 @@ class Books:
         await self._check_waiting(ledgers)
         if not is_repetition:
             self._check_order(ids, ledgers)
+            self._check_conversations(ids, ledgers)
             for job in claimed.jobs:
                 self._start(now, job, ledgers)
 
@@ -227,6 +228,15 @@ class Books:
                     self.complaints.append(f"band: {taken.entry.id} went before {left.entry.id}")
                 if (left.entry.tenant, left.entry.band) == (taken.entry.tenant, taken.entry.band):
                     self._check_turns(taken, left)
+
+    def _check_conversations(self, ids: set[str], ledgers: Ledgers) -> None:
+        """No job is taken before all those that came into its conversation earlier have ended."""
+        for taken in (self.jobs[job_id] for job_id in ids if self.jobs[job_id].entry.conversation):
+            for job_id in ledgers:
+                other = self.jobs[job_id]
+                is_of_it = other.entry.conversation == taken.entry.conversation
+                if is_of_it and not other.is_over and other.number < taken.number:
+                    self.complaints.append(f"conversation: {taken.entry.id} went before {job_id}")
 
     def _check_turns(self, taken: Job, left: Job) -> None:
         """Inside a tenant: the one accepted first goes first, and a job that was leased before is next."""

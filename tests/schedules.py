@@ -32,6 +32,7 @@ wishes = st.lists(
             "delay": st.sampled_from([0, 0, 0, 100, 5000]),
             "deadline": st.sampled_from(["", "", "", "+1000", "+30000"]),
             "group": st.sampled_from(["one", "two"]),
+            "conversation": st.sampled_from(["", "", "talk"]),
             "estimate": st.sampled_from(["100/100", "20000/0"]),
             "payload": st.sampled_from([b"p", b"p" * 900]),
         },

@@ -42,6 +42,7 @@ RULES = {
         "redis.call('HSET', K.ledger .. id, 'attempt:' .. token, attempt) < 0",
         "usage",
     ),
+    "a conversation is one job at a time": ("head_of(ledger.conversation, id) ~= id", "false", "conversation"),
     "the same claim, the same answer": ("if last[1] == seq then", "if false then", "leased and not handed over"),
     "the ledger goes before the score": (
         "if ledger.state ~= 'queued' then redis.call('ZADD', K.lane .. lane, score_of(ledger), id) return false end",

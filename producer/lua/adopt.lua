@@ -2,6 +2,7 @@
 --
 -- ARGV  1 now | 2 id | 3 lane it stands in | 4 model | 5 band | 6 tenant | 7 digest | 8 delay ms | 9 deadline as in enqueue | 10 ttl ms or ''
 --       11 metadata or '' | 12 enqueued ms | 13 result of a refusal, or '' | 14 failure TTL ms | 15 group or '' | 16 estimate of its tokens
+--       17 conversation or ''
 -- reply 'adopted' | 'refused' | 'known'
 
 local now, id, lane, model, band = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
@@ -28,7 +29,12 @@ if deadline then
   redis.call('HSET', K.ledger .. id, 'deadline', exact(deadline))
   redis.call('ZADD', K.deadlines, exact(deadline), id)
 end
-if wait > 0 then delay(id, ledger, now + wait) else queue(id, ledger) end
+if ARGV[17] ~= '' then
+  ledger.conversation = ARGV[17]
+  redis.call('HSET', K.ledger .. id, 'conversation', ledger.conversation)
+  join_conversation(id, ledger)
+end
+admit(now, id, ledger, wait)
 redis.call('ZADD', K.lanes, 'NX', 0, model) -- its leases are looked for under its model
 tidy()
 enter_lane(lane)

@@ -103,7 +103,7 @@ local function promote(id, lane)
   if not ledger then return hand_over_foreign(id, lane) end
   if FINAL[ledger.state] or ledger.lane ~= lane then return throw_out(id, lane) end
   if ledger.state == 'queued' or ledger.due > now then return redis.call('ZADD', K.lane .. lane, score_of(ledger), id) end
-  if ledger.state == 'delayed' then return queue(id, ledger) end
+  if ledger.state == 'delayed' then return admit(now, id, ledger, ledger.conversation and wait_of(now, id) or 0) end
   if may_take_over then return stall(id, ledger) end
   redis.call('ZADD', K.lane .. lane, exact(now + 1000), id) -- out of the way; the ledger keeps the end of the lease
 end
@@ -221,6 +221,7 @@ local function take(id, lane, band)
   if FINAL[ledger.state] or ledger.lane ~= lane then throw_out(id, lane) return false end
   if ledger.state ~= 'queued' then redis.call('ZADD', K.lane .. lane, score_of(ledger), id) return false end
   if ledger.deadline and ledger.deadline <= now then expired(now, id, ledger, result_ttl) return false end
+  if ledger.conversation and head_of(ledger.conversation, id) ~= id then admit(now, id, ledger, 0) return false end
   local meter = meter_of(ledger.model)
   if is_too_large(ledger, meter) then
     local why = 'its prompt is larger than the ' .. exact(meter.tpm) .. ' tokens a minute that its model is limited to'

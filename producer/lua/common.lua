@@ -34,6 +34,7 @@ end
 local FIELDS = {
   'state', 'epoch', 'lane', 'model', 'band', 'tenant', 'turn', 'due', 'deadline', 'token',
   'spent', 'stalls', 'cancel', 'enqueued', 'claimed', 'ttl', 'given_back', 'timeouts', 'group', 'estimate',
+  'conversation',
 }
 local OPEN = { queued = true, delayed = true, running = true }
 local FINAL = { succeeded = true, failed = true, cancelled = true, expired = true }
@@ -60,7 +61,7 @@ local function read(id)
     tenant = v[6] or nil, turn = number_of(v[7]), due = integer_of(v[8]), deadline = integer_of(v[9]), token = v[10] or nil,
     spent = integer_of(v[11]), stalls = integer_of(v[12]), cancel = v[13] or nil, enqueued = integer_of(v[14]),
     claimed = integer_of(v[15]), ttl = integer_of(v[16]), given_back = v[17] or nil, timeouts = integer_of(v[18]), group = v[19] or nil,
-    estimate = v[20] or nil,
+    estimate = v[20] or nil, conversation = v[21] or nil,
   }
   local is_known = OPEN[ledger.state] or FINAL[ledger.state]
   if is_known and ledger.epoch and ledger.lane and ledger.model and ledger.enqueued then return ledger end
@@ -244,6 +245,55 @@ local function delay(id, ledger, due, fields)
   redis.call('ZADD', K.lane .. ledger.lane, score_of(ledger), id)
 end
 
+local HELD = 60000 -- ms after which a job that waits for an earlier one of its conversation is looked at, should that have vanished
+
+local function join_conversation(id, ledger)
+  local key = K.conversation .. ledger.conversation
+  local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
+  redis.call('ZADD', key, (last[2] or 0) + 1, id)
+end
+
+local function is_open(id)
+  local ok, state = pcall(redis.call, 'HGET', K.ledger .. id, 'state')
+  return ok and OPEN[state]
+end
+
+-- The first job of a conversation that has not ended: the one that may run. `id` has a ledger, or is about to have one.
+local function head_of(conversation, id)
+  while true do
+    local head = redis.call('ZRANGE', K.conversation .. conversation, 0, 0)[1]
+    if not head or head == id or is_open(head) then return head end
+    redis.call('ZREM', K.conversation .. conversation, head)
+  end
+end
+
+-- Let a job run after `wait` ms; one that is not the first of its conversation, when those before it have ended, too.
+local function admit(now, id, ledger, wait, fields)
+  if ledger.conversation and head_of(ledger.conversation, id) ~= id then
+    delay(id, ledger, now + HELD, fields)
+    redis.call('HSET', K.ledger .. id, 'not_before', exact(now + wait))
+  elseif wait > 0 then delay(id, ledger, now + wait, fields)
+  else queue(id, ledger, fields) end
+end
+
+-- What is left of the time that a job of a conversation was to wait for, of its own.
+local function wait_of(now, id)
+  return math.max(0, (tonumber(redis.call('HGET', K.ledger .. id, 'not_before') or nil) or 0) - now)
+end
+
+-- A job has ended: the next of its conversation may run.
+local function leave_conversation(now, id, ledger)
+  local key = K.conversation .. ledger.conversation
+  local was_head = redis.call('ZRANGE', key, 0, 0)[1] == id
+  redis.call('ZREM', key, id)
+  local head = was_head and head_of(ledger.conversation)
+  if not head then return end
+  local ok, following = pcall(read, head)
+  if not ok or following.state ~= 'delayed' then return end -- a bad record is ended by the claim that meets it
+  admit(now, head, following, wait_of(now, head))
+  wake(following.lane)
+end
+
 -- Give `token` the right to run a job until `due`; `claimed` since when.
 local function lease(id, ledger, token, claimed, due, length)
   enter_state(ledger, 'running')
@@ -281,6 +331,7 @@ local function finish(now, id, ledger, state, result, ttl)
   redis.call('PEXPIRE', K.ledger .. id, ttl)
   left[ledger.lane], left[ledger.model] = true, true
   if ledger.group then end_in_group(id, ledger, ttl) end
+  if ledger.conversation then leave_conversation(now, id, ledger) end
   redis.pcall('PUBLISH', K.done .. id, state) -- refused to an ACL user without channels; its readers look every ten seconds
 end
 
@@ -304,9 +355,10 @@ local function write_off(now, id, lane, ttl)
   local rest = { lane = lane, model = lane }
   redis.call('ZREM', K.deadlines, id)
   if redis.call('TYPE', K.ledger .. id).ok == 'hash' then
-    local said = redis.call('HMGET', K.ledger .. id, 'state', 'model', 'group', 'token', 'band', 'tenant')
+    local said = redis.call('HMGET', K.ledger .. id, 'state', 'model', 'group', 'token', 'band', 'tenant', 'conversation')
     if FINAL[said[1]] then return end
-    rest = { lane = lane, state = OPEN[said[1]] and said[1], model = said[2] or lane, group = said[3] or nil }
+    rest = { lane = lane, state = OPEN[said[1]] and said[1], model = said[2] or lane, group = said[3] or nil,
+      conversation = said[7] or nil }
     if string.match(said[5] or '', '^[012]$') then rest.band, rest.tenant = tonumber(said[5]), said[6] or nil end
     if rest.group and not rest.state then rest.state = counted_as(rest.group, said[4]) end
     redis.call('HDEL', K.ledger .. id, 'digest', 'nonce', unpack(FIELDS))

@@ -2,12 +2,12 @@
 --
 -- ARGV  1 now | 2 nonce of the call | 3 jobs a lane may hold
 --       then per job: id, lane, band, tenant, digest, delay ms, deadline ('' | '+ms from now' | 'ms'), ttl ms or '', metadata or '', group or '',
---       estimate of its tokens, payload
+--       conversation or '', estimate of its tokens, payload
 -- reply {'full', lane, jobs in it, jobs it may hold}   nothing was written
 --       {'capped', tenant, jobs of it that wait, jobs that may}   nothing was written
 --       {'ok', disposition, state, lane, ...}   disposition: created | duplicate | conflict; lane: where it stands
 
-local WIDTH = 12
+local WIDTH = 13
 local now, nonce, most = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 
 local function known(id)
@@ -51,7 +51,7 @@ local function create(at, mark)
   local wait, deadline, ttl, metadata = tonumber(ARGV[at + 5]), deadline_of(now, ARGV[at + 6]), ARGV[at + 7], ARGV[at + 8]
   local ledger = { lane = lane, band = band, tenant = tenant, group = group ~= '' and group or nil }
   local fields = { 'epoch', 1, 'digest', ARGV[at + 4], 'nonce', mark, 'lane', lane, 'model', lane, 'band', band, 'tenant', tenant,
-    'enqueued', exact(now), 'estimate', ARGV[at + 10] }
+    'enqueued', exact(now), 'estimate', ARGV[at + 11] }
   local function also(name, value)
     fields[#fields + 1] = name
     fields[#fields + 1] = value
@@ -59,7 +59,7 @@ local function create(at, mark)
   if ttl ~= '' then also('ttl', ttl) end
   if metadata ~= '' then also('metadata', metadata) end
   -- The first write is one that a full Redis refuses, so that a refused call leaves nothing behind.
-  redis.call('SET', K.payload .. id, ARGV[at + 11])
+  redis.call('SET', K.payload .. id, ARGV[at + 12])
   if deadline then
     also('deadline', exact(deadline))
     redis.call('ZADD', K.deadlines, exact(deadline), id)
@@ -68,7 +68,12 @@ local function create(at, mark)
     also('group', group)
     join_group(id, ledger)
   end
-  if wait > 0 then delay(id, ledger, now + wait, fields) else queue(id, ledger, fields) end
+  if ARGV[at + 10] ~= '' then
+    ledger.conversation = ARGV[at + 10]
+    also('conversation', ledger.conversation)
+    join_conversation(id, ledger)
+  end
+  admit(now, id, ledger, wait, fields)
   return 'created', ledger.state, lane
 end
 

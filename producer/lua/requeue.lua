@@ -7,7 +7,7 @@ local now, nonce = clock(ARGV[1]), ARGV[2]
 redis.call('ZREM', K.wake_new, '') -- needs no memory: a full Redis lets a script write on after such a command
 
 local FORGOTTEN = { 'turn', 'due', 'token', 'spent', 'stalls', 'cancel', 'claimed', 'given_back', 'timeouts', 'charged',
-  'throttles', 'throttled', 'finished' }
+  'throttles', 'throttled', 'finished', 'not_before' }
 local lanes = {}
 
 local function back_to_group(id, ledger)
@@ -33,7 +33,8 @@ local function requeue(id)
   if ledger.deadline and ledger.deadline > now then redis.call('ZADD', K.deadlines, exact(ledger.deadline), id)
   else redis.call('HDEL', K.ledger .. id, 'deadline') end
   if ledger.group then back_to_group(id, ledger) end
-  queue(id, ledger, { 'epoch', (tonumber(ledger.epoch) or 0) + 1, 'requeued', nonce, 'band', ledger.band, 'tenant', ledger.tenant })
+  if ledger.conversation then join_conversation(id, ledger) end
+  admit(now, id, ledger, 0, { 'epoch', (tonumber(ledger.epoch) or 0) + 1, 'requeued', nonce, 'band', ledger.band, 'tenant', ledger.tenant })
   lanes[ledger.lane], lanes[ledger.model] = true, true
   return 'requeued'
 end
