@@ -1,4 +1,3 @@
-import dataclasses
 from datetime import UTC, datetime
 from typing import Any
 
@@ -75,7 +74,7 @@ def test_an_attempt_tells_who_when_and_why() -> None:
 def test_arq_reads_a_success() -> None:
     """The reader of arq gets its fields and, as the result, everything that the provider told."""
     call = ToolCall(id="c", name="f", arguments="{}")
-    answer = dataclasses.replace(ANSWER, reasoning_content="hm", tool_calls=(call,), citations=("https://x.ai",))
+    answer = ANSWER._replace(reasoning_content="hm", tool_calls=(call,), citations=("https://x.ai",))
     read = arq_result(CLERK.settlement(JOB, "t", Succeeded(answer), CALL).result)
     assert (read.function, read.args, read.kwargs, read.job_try) == ("sample_prompt", [], {}, 3)
     assert (read.success, read.queue_name, read.job_id) == (True, "arq:queue:grok-4", "job-1")

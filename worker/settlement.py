@@ -1,8 +1,8 @@
 """From an outcome to what the settle script writes: one clause per outcome, and the result in arq's wire shape."""
 
-import dataclasses
 import time
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, NamedTuple
 
 from promptq.producer import codec, keys
@@ -14,8 +14,9 @@ from promptq.worker.providers.base import Answer
 from promptq.worker.settings import Settings
 
 _NO_USAGE = Usage().amounts()
-_BOOKED = frozenset(BOOKED)
-_IF_ANY = tuple(field.name for field in dataclasses.fields(Answer) if field.default is not dataclasses.MISSING)
+_USAGE_IF_ANY = tuple(name for name in Usage.model_fields if name not in BOOKED)
+_TOLD_ALWAYS = Answer._fields.index("finish_reason") + 1
+_TOLD_IF_ANY = Answer._fields[_TOLD_ALWAYS:]
 
 
 class Call(NamedTuple):
@@ -103,11 +104,20 @@ def _told(outcome: Succeeded) -> dict[str, Any]:
         "status": "succeeded",
         "content": answer.content,
         "model": answer.model,
-        "usage": {name: amount for name, amount in vars(answer.usage).items() if amount or name in _BOOKED},
+        "usage": _usage(answer.usage),
+        "finish_reason": answer.finish_reason,
     }
-    for name in _IF_ANY:
-        if value := getattr(answer, name):
-            told[name] = value
+    others = answer[_TOLD_ALWAYS:]
+    if any(others):
+        told.update(compress(zip(_TOLD_IF_ANY, others, strict=True), others))
+    return told
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    told = vars(usage).copy()
+    for name in _USAGE_IF_ANY:
+        if not told[name]:
+            del told[name]
     return told
 
 

@@ -4,7 +4,6 @@ Vendor errors end at a provider's border; run.py and outcome.py know only these 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from promptq.producer.errors import ErrorCode
@@ -21,8 +20,7 @@ PROBE_TIMEOUT = 10.0
 """Seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What the model said, and what it cost. All of it as in JobResult."""
 
     content: str
