@@ -1,8 +1,9 @@
 """What the models that cross Redis are made of: their two bases, and the kinds of fields that several of them have."""
 
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Frozen(BaseModel):
@@ -25,3 +26,20 @@ def _plain(name: str) -> str:
 
 Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_plain)]
 Text = Annotated[str, Field(min_length=1)]
+Texts = tuple[Text, ...]
+JsonObject = dict[str, Any]
+
+
+def _moment(value: Any) -> Any:
+    """An ISO date or time, in UTC where it names no zone."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError("must be an ISO 8601 date or time") from None
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    return value
+
+
+Moment = Annotated[datetime, BeforeValidator(_moment)]
