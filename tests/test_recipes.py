@@ -19,28 +19,22 @@ import httpx
 import pytest
 
 from faults.fleet import Fleet, WorkerProcess, environment, xai_settings
+from pages import Page
 from promptq.producer import GroupNotFound
 from promptq.producer.blocking import Group, PromptQueue
 from promptq.worker.simulator.books import Totals
 from promptq.worker.simulator.control import SimulatorControl
 from promptq.worker.simulator.process import SimulatorProcess, simulator_process
 
-PAGE = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
-SECTIONS: dict[str, str] = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
-CODE = re.compile(r"```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
-
-
-def shown(heading: str, language: str = "python") -> list[str]:
-    """The blocks of code under a heading of the page."""
-    section = SECTIONS[heading]
-    return [code["text"] for code in CODE.finditer(section) if code["language"] == language]
+PAGE = Page("docs/recipes.md")
+shown = PAGE.shown
 
 
 def test_each_recipe_has_its_test() -> None:
     """None stands on the page that is not run below."""
     tested = {name.removeprefix("test_").replace("_", " ") for name in globals() if name.startswith("test_")}
-    assert SECTIONS
-    assert {heading.lower().replace(",", "") for heading in SECTIONS} <= tested
+    assert PAGE.sections
+    assert {heading.lower().replace(",", "") for heading in PAGE.sections} <= tested
 
 
 def arguments(console: str) -> list[str]:
