@@ -59,6 +59,8 @@ class Teller:
 
     async def finish(self, settlements: Iterable[Settlement]) -> None:
         """Tell the rest of the runs whose outcomes are about to be written. Raises what an outage looks like."""
+        if not self._stories:
+            return
         ended = [self._stories[settlement.id] for settlement in settlements if settlement.id in self._stories]
         if not ended:
             return
