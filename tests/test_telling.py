@@ -127,7 +127,8 @@ async def test_a_lost_reply_tells_nothing_twice(told: Told, monkeypatch: pytest.
     """The batch is sent again under its number."""
     monkeypatch.setattr("promptq.worker.telling.REST", 0.02)
     [(_, run)] = await told.start("a")
-    tell, lost = scripts.tell, []
+    tell = scripts.tell
+    lost: list[list[str]] = []
 
     async def lose(*args: Any, **options: Any) -> list[str]:
         said = await tell(*args, **options)
