@@ -26,7 +26,6 @@ from xai_sdk.proto import chat_pb2, deferred_pb2
 from xai_sdk.search import SearchParameters
 from xai_sdk.tools import code_execution, web_search, x_search
 
-from promptq.worker.simulator.chunks import TOKENS_PER_CHUNK
 from promptq.worker.simulator.control import SimulatorControl
 from promptq.worker.simulator.generations import Caller, Generations
 from promptq.worker.simulator.knobs import Fault, Knobs
@@ -314,14 +313,15 @@ async def test_a_stream_is_the_same_answer(client: AsyncClient, control: Simulat
     assert (totals.calls, totals.generations, totals.ended) == (2, 2, {"OK": 2})
 
 
-async def test_reasoning_streams_first(client: AsyncClient) -> None:
-    """Reasoning is over before the text begins; both come in pieces."""
+async def test_reasoning_streams_first(client: AsyncClient, control: SimulatorControl) -> None:
+    """Reasoning is over before the text begins; both come in pieces of so many tokens."""
+    await control.set(tokens_per_chunk=3)
     _, chunks = await streamed(client, reasoning_effort="high")
     deltas = [output.delta for chunk in chunks for output in chunk.outputs]
     kinds = ["reasoning" if delta.reasoning_content else "text" for delta in deltas if delta.ByteSize() > 2]
     assert kinds == sorted(kinds)
     assert kinds.count("reasoning") > 1
-    assert all(len(delta.content) <= 4 * TOKENS_PER_CHUNK for delta in deltas)
+    assert max(len(delta.content) for delta in deltas) == max(len(delta.reasoning_content) for delta in deltas) == 12
 
 
 async def test_logprobs_stream_with_their_tokens(client: AsyncClient) -> None:
@@ -334,12 +334,13 @@ async def test_logprobs_stream_with_their_tokens(client: AsyncClient) -> None:
 
 
 async def test_pace(client: AsyncClient, control: SimulatorControl) -> None:
-    """The first token comes after the latency, the last after the rest, streamed or not."""
-    await control.set(latency=0.2, answer_tokens=60, tokens_per_second=150)
+    """The first token comes after the latency, the last after the rest, streamed or not; sleeps do not add up."""
+    await control.set(latency=0.2, answer_tokens=600, tokens_per_second=1500, tokens_per_chunk=1)
     began = time.monotonic()
     times = [time.monotonic() - began async for _ in chat(client).stream()]
+    assert len(times) > 500
     assert 0.2 <= times[0] < 0.45
-    assert times[-1] >= 0.58
+    assert 0.58 <= times[-1] < 0.8
     began = time.monotonic()
     await ask(client)
     assert time.monotonic() - began >= 0.6

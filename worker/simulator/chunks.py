@@ -6,38 +6,24 @@ from xai_sdk.proto import chat_pb2
 
 from promptq.worker.simulator.outputs import pieces_of
 
-TOKENS_PER_CHUNK = 8
-MOST_CHUNKS_PER_TEXT = 1_000
 
-
-def cut(response: chat_pb2.GetChatCompletionResponse, *, in_one: bool = False) -> list[chat_pb2.GetChatCompletionChunk]:
+def cut(response: chat_pb2.GetChatCompletionResponse, tokens: int) -> list[chat_pb2.GetChatCompletionChunk]:
     """Output by output: reasoning, text, calls of tools; then usage and citations in a chunk of their own.
 
-    An output's last chunk has its finish reason. `in_one` leaves texts whole.
+    An output's last chunk has its finish reason. `tokens`: of text in each chunk; 0 leaves texts whole.
     """
-    chunks = [
-        _chunk(response, delta)
-        for output in response.outputs
-        for delta in _deltas(output, 0 if in_one else _width(output.message.content))
-    ]
+    chunks = [_chunk(response, delta) for output in response.outputs for delta in _deltas(output, tokens)]
     last = _chunk(response, None)
     last.usage.CopyFrom(response.usage)
     last.citations.extend(response.citations)
     return [*chunks, last]
 
 
-def _width(text: str) -> int:
-    """Tokens in each chunk."""
-    return max(TOKENS_PER_CHUNK, len(text) // MOST_CHUNKS_PER_TEXT)
-
-
 def _deltas(output: chat_pb2.CompletionOutput, width: int) -> Iterator[chat_pb2.CompletionOutputChunk]:
-    """`width` is in tokens; 0 leaves the text whole."""
     message = output.message
-    for piece in pieces_of(message.reasoning_content, TOKENS_PER_CHUNK):
+    for piece in _cut_text(message.reasoning_content, width):
         yield _delta(output, chat_pb2.Delta(reasoning_content=piece))
-    texts = pieces_of(message.content, width) if width else [message.content]
-    for number, piece in enumerate(texts):
+    for number, piece in enumerate(_cut_text(message.content, width)):
         delta = _delta(output, chat_pb2.Delta(content=piece))
         if output.HasField("logprobs"):
             start = number * width
@@ -47,6 +33,10 @@ def _deltas(output: chat_pb2.CompletionOutput, width: int) -> Iterator[chat_pb2.
     last = _delta(output, end)
     last.finish_reason = output.finish_reason
     yield last
+
+
+def _cut_text(text: str, width: int) -> list[str]:
+    return pieces_of(text, width) if width else [text]
 
 
 def _delta(output: chat_pb2.CompletionOutput, delta: chat_pb2.Delta) -> chat_pb2.CompletionOutputChunk:

@@ -27,6 +27,7 @@ def simulate(
     tokens_per_second: Annotated[
         float | None, typer.Option(help="Pace at which an answer is written after that; at once by default.")
     ] = None,
+    tokens_per_chunk: Annotated[int | None, typer.Option(help="Of text in each chunk of a streamed answer.")] = None,
     answer_tokens: Annotated[str | None, typer.Option(help="Tokens of an answer: NUMBER or uniform:LOW,HIGH.")] = None,
     reasoning_tokens: Annotated[
         str | None, typer.Option(help="Tokens thought before it: NUMBER or uniform:LOW,HIGH.")
@@ -56,6 +57,7 @@ def simulate(
     options = {
         "latency": latency,
         "tokens_per_second": tokens_per_second,
+        "tokens_per_chunk": tokens_per_chunk,
         "answer_tokens": answer_tokens,
         "reasoning_tokens": reasoning_tokens,
         "max_concurrent_streams": max_streams,

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -77,12 +78,14 @@ class Generations:
             generation = self._begin(booked)
             await _pause(self._state.draw_latency())
             fault = generation.fault
-            chunks = cut(self._compose(generation), in_one=fault is not None and fault.kind == "oversized")
-            pause = self._seconds_to_write(generation.plan.usage) / len(chunks)
+            is_oversized = fault is not None and fault.kind == "oversized"
+            chunks = cut(self._compose(generation), 0 if is_oversized else self._state.knobs.tokens_per_chunk)
+            began = time.monotonic()
+            period = self._seconds_to_write(generation.plan.usage) / len(chunks)
             for number, chunk in enumerate(chunks):
                 if fault and number == min(fault.after_chunks, len(chunks) - 1):
                     await fail_after_start(fault)
-                await _pause(pause)
+                await _pause(began + (number + 1) * period - time.monotonic())
                 yield chunk
 
     def defer(self, request: chat_pb2.GetCompletionsRequest, caller: Caller) -> str:

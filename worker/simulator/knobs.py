@@ -183,6 +183,7 @@ class Knobs(_Frozen):
             number, or text such as `uniform:0.5,2`, `lognormal:MEDIAN,SIGMA` or `exponential:MEAN`.
         tokens_per_second: Pace at which reasoning and answer are written, streamed or not; None is at
             once.
+        tokens_per_chunk: Of text in each chunk of a streamed answer, which come at an even pace. XAI sends one or two.
         answer_tokens: Length of the answer: a whole number or `uniform:LOW,HIGH`. The same prompt
             always gets the same length.
         reasoning_tokens: Tokens thought before the answer, like `answer_tokens`.
@@ -210,6 +211,7 @@ class Knobs(_Frozen):
 
     latency: Latency = Spread("fixed", 0.0)
     tokens_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    tokens_per_chunk: int = Field(default=8, gt=0)
     answer_tokens: TokenCount = Spread("fixed", 60.0)
     reasoning_tokens: TokenCount = Spread("fixed", 0.0)
     cached_share: float = Field(default=0.0, ge=0, le=1)
