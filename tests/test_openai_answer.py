@@ -6,8 +6,8 @@ import pytest
 from promptq.producer.entries import job_of
 from promptq.producer.errors import ErrorCode
 from promptq.producer.results import Output, OutputFile, TokenLogprob, ToolCall, TopLogprob, Usage
-from promptq.worker.providers.base import Answer, ProviderError
-from promptq.worker.providers.openai_answer import LARGEST_ANSWER, answer_of
+from promptq.worker.providers.base import LARGEST_ANSWER, Answer, ProviderError
+from promptq.worker.providers.openai_answer import answer_of
 
 JOB = job_of("Hi", {"model": "grok-4"})
 

@@ -30,7 +30,7 @@ from promptq.producer.errors import ErrorCode
 from promptq.producer.messages import Message
 from promptq.producer.models import PromptJob
 from promptq.producer.results import BOOKED, ToolCall, Usage
-from promptq.worker.providers.base import LONGEST_JOB_TIMEOUT, Answer, Provider, ProviderError
+from promptq.worker.providers.base import LONGEST_JOB_TIMEOUT, Answer, Delta, Hear, Provider, ProviderError
 from promptq.worker.providers.xai import XaiProvider
 from promptq.worker.providers.xai_key import ApiKeyError
 from promptq.worker.providers.xai_pool import REST, ClientPool, connections_for
@@ -78,6 +78,10 @@ async def open_provider(host: str, **options: Any) -> AsyncIterator[XaiProvider]
 def job(prompt: str = "Why is the sky blue?", **fields: Any) -> PromptJob:
     """A job as the worker sees it: with a model."""
     return PromptJob.model_validate({"prompt": prompt, "model": "grok-4"} | fields)
+
+
+def deaf(delta: Delta) -> None:
+    """Has the answer streamed."""
 
 
 async def refused(xai: XaiProvider, prompt: str = "Why is the sky blue?", **fields: Any) -> ProviderError:
@@ -313,8 +317,9 @@ async def test_a_request_that_cannot_be_built_is_the_jobs_fault(sim: RunningSimu
     assert (await sim.control.totals()).calls == 0
 
 
+@pytest.mark.parametrize("hear", [None, deaf])
 async def test_prompts_do_not_go_into_traces(
-    sim: RunningSimulator, xai: XaiProvider, monkeypatch: pytest.MonkeyPatch
+    sim: RunningSimulator, xai: XaiProvider, monkeypatch: pytest.MonkeyPatch, hear: Hear | None
 ) -> None:
     """The SDK's spans have neither prompt nor answer, unless the environment asks for them."""
     spans = InMemorySpanExporter()
@@ -323,11 +328,11 @@ async def test_prompts_do_not_go_into_traces(
     monkeypatch.setattr("xai_sdk.aio.chat.tracer", tracing.get_tracer("test"))
     monkeypatch.delenv("XAI_SDK_DISABLE_SENSITIVE_TELEMETRY_ATTRIBUTES")
     async with open_provider(sim.host) as fresh:
-        await fresh.sample(job("my secret"), 60)
+        await fresh.sample(job("my secret"), 60, hear)
     assert "secret" not in spans.get_finished_spans()[-1].to_json()
     monkeypatch.setenv("XAI_SDK_DISABLE_SENSITIVE_TELEMETRY_ATTRIBUTES", "0")
     async with open_provider(sim.host) as asked_for:
-        await asked_for.sample(job("my secret"), 60)
+        await asked_for.sample(job("my secret"), 60, hear)
     assert "secret" in spans.get_finished_spans()[-1].to_json()
 
 
@@ -374,12 +379,15 @@ async def test_cancelling_ends_the_call_at_the_server(sim: RunningSimulator, xai
     assert entry.ended == "CANCELLED"
 
 
-async def test_cancelling_leaves_nothing_running_at_any_moment(sim: RunningSimulator, xai: XaiProvider) -> None:
+@pytest.mark.parametrize(("hear", "after_chunks"), [(None, 0), (deaf, 0), (deaf, 2)], ids=["whole", "start", "middle"])
+async def test_cancelling_leaves_nothing_running_at_any_moment(
+    sim: RunningSimulator, xai: XaiProvider, hear: Hear | None, after_chunks: int
+) -> None:
     """A call that is cancelled after any number of turns of the event loop does not run on unseen."""
     await xai.sample(job("connect"), 60)
-    await sim.control.set(faults=[{"kind": "hang"}])
+    await sim.control.set(faults=[{"kind": "hang", "after_chunks": after_chunks}])
     for turns in range(40):
-        task = asyncio.create_task(xai.sample(job(f"turn {turns}"), 60))
+        task = asyncio.create_task(xai.sample(job(f"turn {turns}"), 60, hear))
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
@@ -391,10 +399,26 @@ async def test_cancelling_leaves_nothing_running_at_any_moment(sim: RunningSimul
     assert totals.ended.get("CANCELLED", 0) == totals.calls - 2
 
 
-async def test_a_call_that_xai_cancels_is_an_error(sim: RunningSimulator, xai: XaiProvider) -> None:
+@pytest.mark.parametrize("hear", [None, deaf])
+async def test_a_call_that_xai_cancels_is_an_error(sim: RunningSimulator, xai: XaiProvider, hear: Hear | None) -> None:
     """CANCELLED by the server is a ProviderError: it must not look like our own cancel."""
     await sim.control.set(faults=[{"kind": "status", "code": "CANCELLED", "after_start": True}])
-    assert (await refused(xai)).code is ErrorCode.PROVIDER_ERROR
+    with pytest.raises(ProviderError) as caught:
+        await xai.sample(job(), 60, hear)
+    assert caught.value.code is ErrorCode.PROVIDER_ERROR
+
+
+async def test_a_listener_that_fails_ends_the_call(sim: RunningSimulator, xai: XaiProvider) -> None:
+    """At the server too, at once: nobody pays for what nobody hears."""
+    await sim.control.set(faults=[{"kind": "hang", "after_chunks": 2}])
+
+    def fail(delta: Delta) -> None:
+        raise RuntimeError(f"cannot hear {delta.output}")
+
+    with pytest.raises(ProviderError, match="RuntimeError: cannot hear 0"):
+        await xai.sample(job(), 60, fail)
+    totals = await sim.control.until(lambda totals: totals.in_flight == 0)
+    assert totals.ended == {"CANCELLED": 1}
 
 
 @pytest.mark.parametrize("job_timeout", [1.0, 3600.0, 10 * LONGEST_JOB_TIMEOUT])

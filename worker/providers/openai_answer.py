@@ -7,10 +7,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
 from promptq.producer.results import Output, OutputFile, TokenLogprob, ToolCall, TopLogprob, Usage
-from promptq.worker.providers.base import Answer, ProviderError
-
-LARGEST_ANSWER: Final = 20 << 20
-"""Bytes: what gRPC takes from xAI, so that a job ends the same way over both."""
+from promptq.worker.providers.base import LARGEST_ANSWER, Answer, ProviderError
 
 UNKNOWN: Final = "unknown"
 _FINISH_REASONS: Final = {

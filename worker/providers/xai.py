@@ -1,10 +1,11 @@
-"""`xai` answers with xAI's own SDK over gRPC: `chat.create(...)`, then one `chat.sample()`.
+"""`xai` answers with xAI's own SDK over gRPC: `chat.create(...)`, then one `chat.sample()`, or `chat.stream()`.
 
 Loads grpc and xai_sdk: import it only where a worker is built.
 """
 
 import asyncio
 import os
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -15,18 +16,21 @@ from google.protobuf.json_format import ParseError
 from pydantic import SecretStr
 from xai_sdk import AsyncClient
 from xai_sdk.aio.chat import Chat
-from xai_sdk.chat import Response
+from xai_sdk.proto import chat_pb2
 
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
 from promptq.worker.providers.accounts import Account, Accounts
 from promptq.worker.providers.base import OF_THE_ACCOUNT, PROBE_TIMEOUT, Answer, Hear, ProviderError, longest_call
+from promptq.worker.providers.conversation import conversation_headers
 from promptq.worker.providers.wording import presentable, quotable_texts, without_quotes
 from promptq.worker.providers.xai_answer import answer_of
+from promptq.worker.providers.xai_call import chunks_of, in_hand
 from promptq.worker.providers.xai_errors import error_of
 from promptq.worker.providers.xai_key import KeyFile, checked_key, read_key
-from promptq.worker.providers.xai_pool import ClientPool, cancellable, connections_for
+from promptq.worker.providers.xai_pool import ClientPool, connections_for
 from promptq.worker.providers.xai_request import create_arguments
+from promptq.worker.providers.xai_stream import Gathering
 from promptq.worker.settings import Settings
 
 _NO_PROMPTS_IN_TRACES = "XAI_SDK_DISABLE_SENSITIVE_TELEMETRY_ATTRIBUTES"
@@ -117,7 +121,7 @@ class XaiProvider:
         """
         return self._accounts.present().name
 
-    async def sample(self, job: PromptJob, timeout: float, hear: Hear | None = None) -> Answer:  # noqa: ARG002
+    async def sample(self, job: PromptJob, timeout: float, hear: Hear | None = None) -> Answer:
         """As `Provider.sample`. A call that xAI cancels is a ProviderError, never a CancelledError.
 
         The SDK's exceptions are not chained: their text may hold the key or the prompt.
@@ -125,9 +129,14 @@ class XaiProvider:
         del timeout  # the caller's; the RPC's own is longer than any
         account = self._accounts.present()
         try:
-            with account.lend() as pool, pool.lend() as client:
-                response = await cancellable(_sampled(self._chat(client, job), job.n))
-            return answer_of(response.proto, job)
+            with (
+                account.lend() as pool,
+                pool.lend() as client,
+                in_hand(self._chat(client, job), conversation_headers(job)) as chat,
+            ):
+                count = job.n or 1
+                response = await (_streamed(chat, count, hear) if hear else _sampled(chat, count))
+            return answer_of(response, job)
         except ProviderError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises, the job must learn of it
@@ -178,7 +187,7 @@ class XaiProvider:
     async def _key_info(self, account: Account[ClientPool]) -> KeyInfo:
         try:
             with account.lend() as pool, pool.lend() as client:
-                info = await cancellable(client.auth.get_api_key_info())
+                info = await client.auth.get_api_key_info()
         except Exception as error:  # noqa: BLE001 - whatever the SDK raises, the caller must learn of it
             raise self._failure(error, account) from None
         return KeyInfo(info.name, info.api_key_blocked, info.team_blocked, info.disabled, tuple(info.acls))
@@ -197,11 +206,20 @@ class XaiProvider:
         return without_quotes(text, chain(self._accounts.keys(), quotable_texts(job) if job else ()))
 
 
-async def _sampled(chat: Chat, count: int | None) -> Response:
-    """One response, whose message has all of the answers."""
-    if count is None or count == 1:
-        return await chat.sample()
-    return (await chat.sample_batch(count))[0]
+async def _sampled(chat: Chat, count: int) -> chat_pb2.GetChatCompletionResponse:
+    """One message, which has all of the answers."""
+    response = await chat.sample() if count == 1 else (await chat.sample_batch(count))[0]
+    return response.proto
+
+
+async def _streamed(chat: Chat, count: int, hear: Hear) -> chat_pb2.GetChatCompletionResponse:
+    """The same, heard as it comes."""
+    gathering = Gathering()
+    async with aclosing(chunks_of(chat, count)) as chunks:
+        async for chunk in chunks:
+            for delta in gathering.add(chunk):
+                hear(delta)
+    return gathering.response()
 
 
 def _named(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """From xAI's response to an Answer. Reads the message itself: the SDK's properties fail on words that are new to it."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from xai_sdk.proto import chat_pb2, sample_pb2, usage_pb2
@@ -46,7 +47,7 @@ def answer_of(response: chat_pb2.GetChatCompletionResponse, job: PromptJob) -> A
     has_alternatives = job.n is not None and job.n > 1
     # Of several turns the last one is the answer.
     chosen = min(told, key=lambda out: out.index) if has_alternatives else told[-1]
-    calls = [_tool_call(call) for out in ([chosen] if has_alternatives else told) for call in _calls(out)]
+    calls = [call for out in ([chosen] if has_alternatives else told) for call in tool_calls_of(out.message.tool_calls)]
     message = chosen.message
     return Answer(
         content=message.content,
@@ -70,7 +71,7 @@ def answer_of(response: chat_pb2.GetChatCompletionResponse, job: PromptJob) -> A
 
 def _server_calls(response: chat_pb2.GetChatCompletionResponse) -> tuple[ToolCall, ...]:
     """Each once, as it was last told of: a tool's own output tells of its call again."""
-    calls = (_tool_call(call) for output in response.outputs for call in _calls(output))
+    calls = (call for output in response.outputs for call in tool_calls_of(output.message.tool_calls))
     return tuple({call.id: call for call in calls if call.type != "function"}.values())
 
 
@@ -83,14 +84,15 @@ def _output(output: chat_pb2.CompletionOutput) -> Output:
         reasoning_content=message.reasoning_content,
         encrypted_content=message.encrypted_content,
         finish_reason=_FINISH_REASONS.get(output.finish_reason, UNKNOWN) if output.finish_reason else None,
-        tool_calls=tuple(map(_tool_call, _calls(output))),
+        tool_calls=tool_calls_of(message.tool_calls),
         inline_citations=tuple(map(_citation, message.citations)),
         logprobs=_logprobs(output),
     )
 
 
-def _calls(output: chat_pb2.CompletionOutput) -> list[chat_pb2.ToolCall]:
-    return [call for call in output.message.tool_calls if call.HasField("function")]
+def tool_calls_of(calls: Iterable[chat_pb2.ToolCall]) -> tuple[ToolCall, ...]:
+    """Those that call something."""
+    return tuple(_tool_call(call) for call in calls if call.HasField("function"))
 
 
 def _tool_call(call: chat_pb2.ToolCall) -> ToolCall:

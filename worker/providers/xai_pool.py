@@ -1,15 +1,10 @@
-"""Clients of the xAI SDK, one TCP connection each, for more calls at once than one connection takes.
-
-Also `cancellable`, without which a call over them can run on after it was cancelled.
-"""
+"""Clients of the xAI SDK, one TCP connection each, for more calls at once than one connection takes."""
 
 import asyncio
 import contextlib
 import math
 import time
-import types
-from collections.abc import Callable, Coroutine, Generator, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
 
 import grpc
 import grpc.aio
@@ -21,8 +16,6 @@ CALLS_PER_CONNECTION = 80
 MOST_CONNECTIONS = 128
 REST = 1.0
 """Seconds for which a connection that just failed comes last."""
-
-T = TypeVar("T")
 
 
 def connections_for(max_jobs: int) -> int:
@@ -79,25 +72,3 @@ class _Seat:
         self.client: AsyncClient | None = None
         self.in_flight = 0
         self.rests_until = -math.inf
-
-
-@types.coroutine
-def cancellable(call: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Awaits an SDK call so that a cancel at any moment ends it at the server.
-
-    The SDK's interceptors make grpc.aio wait first for the call to be started, then for the call. A
-    cancel that comes when it has started, but before the waiting task has run again, is thrown into
-    the first wait, and nobody holds the call any more: it would run, and cost, to its own timeout.
-    So then it is thrown into the second one.
-    """
-    started = call.send(None)
-    try:
-        yield started
-    except BaseException as error:
-        with contextlib.suppress(StopIteration):  # it had an answer, which nobody wants any more
-            if isinstance(error, asyncio.CancelledError) and not started.cancelled():
-                call.send(None)
-            call.throw(error)
-        raise
-    answer: T = yield from call
-    return answer
