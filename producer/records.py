@@ -229,16 +229,17 @@ class Adoption:
 class Telling(NamedTuple):
     """What the tell script appends to the stream of one running job: `batches`, the first of them with number `first`.
 
-    `edition`: how often this run has begun to tell its answer from the beginning. Without batches: all that it has told
-    is void.
+    `edition`: how often this run has begun to tell its answer from the beginning; the first batch of a later one is
+    made of the first `again` batches of the edition before. Without batches: all that it has told is void.
     """
 
     id: str
     token: str
     edition: int
+    again: int
     first: int
     batches: Sequence[bytes]
 
     def args(self) -> tuple[Arg, ...]:
         """In the order of ARGV."""
-        return (self.id, self.token, self.edition, self.first, len(self.batches), *self.batches)
+        return (self.id, self.token, self.edition, self.again, self.first, len(self.batches), *self.batches)

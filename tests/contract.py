@@ -18,6 +18,7 @@ from promptq.producer.records import (
     LaneFull,
     Payer,
     Settlement,
+    Telling,
     TenantFull,
 )
 
@@ -25,6 +26,7 @@ NOW: Final = 1_800_000_000_000
 LEASE: Final = 10_000
 RESULT_TTL: Final = 600_000
 FAILURE_TTL: Final = 1_200_000
+EVENTS_TTL: Final = 300_000
 LANE: Final = "grok-4"
 HIGH, NORMAL, LOW = 0, 1, 2
 DAY: Final = 86_400_000
@@ -47,6 +49,11 @@ def entries(*ids: str, **fields: Any) -> list[Entry]:
 def usage_key(now: int) -> str:
     """The books of the day at `now`."""
     return keys.usage(datetime.fromtimestamp(now / 1000, UTC).date())
+
+
+def batch(*contents: str) -> bytes:
+    """A batch of the tell script: one delta for each output."""
+    return codec.dumps([{"content": content, "output": output} for output, content in enumerate(contents)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +161,13 @@ class Contract:
         """Write one outcome; the word that comes back."""
         outcome = run.outcome(kind, **fields)
         [said] = await scripts.settle(self.redis, [outcome], wake=wake, account=account, payers=payers, now=self.now)
+        return said
+
+    async def tell(self, run: Run, *batches: str | bytes, edition: int = 1, again: int = 0, first: int = 1) -> str:
+        """Tell what a run's answer has become, a text as a batch of one delta; the word that comes back."""
+        encoded = [each if isinstance(each, bytes) else batch(each) for each in batches]
+        telling = Telling(run.id, run.token, edition, again, first, encoded)
+        [said] = await scripts.tell(self.redis, [telling], ttl=EVENTS_TTL, now=self.now)
         return said
 
     async def renew(self, *runs: Run) -> list[str]:

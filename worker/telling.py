@@ -120,6 +120,8 @@ class _Story:
     def __init__(self, run: "Run", *, takes_back: bool = False) -> None:
         self.run = run
         self.edition, self.told = 1, 0
+        self.again = 0
+        """Batches of the edition before that are in the first of this one."""
         self.batches: list[bytes] = []
         """Cut, and not yet acknowledged."""
         self.pieces: list[Delta] = []
@@ -151,7 +153,7 @@ class _Story:
         """What is not acknowledged; sent again it does no harm."""
         self.cut()
         batches = () if self.takes_back else tuple(self.batches)
-        return Telling(self.run.job.id, self.run.token, self.edition, self.told + 1, batches)
+        return Telling(self.run.job.id, self.run.token, self.edition, self.again, self.told + 1, batches)
 
     def heed(self, telling: Telling, said: str) -> None:
         """The answer to a telling."""
@@ -160,6 +162,7 @@ class _Story:
         elif telling.edition != self.edition or telling.token != self.run.token:
             return  # it was told from the beginning meanwhile
         elif said == "again":
+            self.again = self.told + len(self.batches)
             self.edition, self.told = self.edition + 1, 0
             self._before = _merged(self._before)
             self.batches = [_batch(self._before)]
