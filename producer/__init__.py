@@ -18,6 +18,7 @@ from promptq.producer.errors import (
     QueueUnavailable,
     WaitTimeout,
 )
+from promptq.producer.events import Delta, Ended, JobEvent, Restarted
 from promptq.producer.groups import Group
 from promptq.producer.messages import Message
 from promptq.producer.models import (
@@ -48,6 +49,8 @@ from promptq.producer.settings import ProducerSettings
 __all__ = [
     "AccountPause",
     "Attempt",
+    "Delta",
+    "Ended",
     "ErrorCode",
     "Group",
     "GroupCounts",
@@ -60,6 +63,7 @@ __all__ = [
     "InvalidSetting",
     "JobCancelled",
     "JobError",
+    "JobEvent",
     "JobExpired",
     "JobFailed",
     "JobHandle",
@@ -80,6 +84,7 @@ __all__ = [
     "QueueFull",
     "QueueStats",
     "QueueUnavailable",
+    "Restarted",
     "TenantStats",
     "TokenLogprob",
     "ToolCall",

@@ -16,6 +16,7 @@ from promptq.producer import loop_thread, queue
 from promptq.producer.bridge import Bridge
 from promptq.producer.entries import Prompt, chunks_of
 from promptq.producer.errors import ErrorCode, PromptqError
+from promptq.producer.events import JobEvent
 from promptq.producer.models import GroupCounts, JobStatus, ModelLimits, PromptJob, QueueStats, TenantStats
 from promptq.producer.records import Entry
 from promptq.producer.results import JobResult
@@ -36,6 +37,10 @@ class JobHandle:
     def wait(self, timeout: float | None = None) -> JobResult:
         """As `PromptQueue.wait`."""
         return self._queue.wait(self.id, timeout)
+
+    def events(self, after: str | None = None, timeout: float | None = None) -> Generator[JobEvent, None, None]:
+        """As `PromptQueue.events`."""
+        return self._queue.events(self.id, after, timeout)
 
     def __repr__(self) -> str:
         return f"JobHandle({self.id!r}, created={self.created}, status={self.status.value!r})"
@@ -187,6 +192,25 @@ class PromptQueue:
         """
         listed = list(ids)
         return self._bridge.iterate(lambda client: client.as_completed(listed, timeout))
+
+    def events(
+        self,
+        id: str,  # noqa: A002
+        after: str | None = None,
+        timeout: float | None = None,
+    ) -> Generator[JobEvent, None, None]:
+        """The answer while it is written, if the job was enqueued with `stream`: Deltas, and Restarted; at last Ended.
+
+        Put together, the contents of the Deltas since the last Restarted are the content of the result, of each output
+        its own, if the job succeeds: also if you come late, or when the stream is no longer kept
+        (`PROMPTQ_EVENTS_TTL`), or if the job was not streamed at all; then one Delta for each output brings the whole.
+        Restarted comes before an answer that begins anew, if you may have something of another.
+
+        `after`: the `id` of the last event that you have; what comes is what follows it, nothing twice and nothing left
+        out. `timeout` in seconds for all of it. A Redis that goes away meanwhile is waited for.
+        Raises ValueError for an `after` that is no event's id; otherwise as `wait`.
+        """
+        return self._bridge.iterate(lambda client: client.events(id, after, timeout))
 
     def group(self, name: str) -> Group:
         """The jobs that were enqueued with `group=name`; asks nothing yet."""

@@ -13,7 +13,6 @@ from promptq.producer import loop_thread
 from promptq.producer.errors import QueueUnavailable
 from promptq.producer.loop_thread import LoopEnded, LoopThread
 from promptq.producer.queue import PromptQueue
-from promptq.producer.results import JobResult
 from promptq.producer.settings import ProducerSettings
 
 T = TypeVar("T")
@@ -32,17 +31,15 @@ class Bridge:
         session = self._here()
         return session.run(lambda: call(session.client))
 
-    def iterate(
-        self, begin: Callable[[PromptQueue], AsyncGenerator[JobResult, None]]
-    ) -> Generator[JobResult, None, None]:
+    def iterate(self, begin: Callable[[PromptQueue], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
         """Yields what it yields. Raises as `call`."""
         session = self._here()
-        results = session.begin(begin(session.client))
+        items = session.begin(begin(session.client))
         try:
-            while (result := session.run(lambda: anext(results, None))) is not None:
-                yield result
+            while (item := session.run(lambda: anext(items, None))) is not None:
+                yield item
         finally:
-            session.end(results)
+            session.end(items)
 
     def close(self) -> None:
         """Cancel what is under way, and close the connections of this process."""
@@ -70,7 +67,7 @@ class _Session:
     def __init__(self, owner: Bridge) -> None:
         self.client = PromptQueue(owner.settings.open_redis(), owner.settings)
         self._calls: set[asyncio.Task[Any]] = set()
-        self._iterated: set[AsyncGenerator[JobResult, None]] = set()
+        self._iterated: set[AsyncGenerator[Any, None]] = set()
         self._is_closing = False
         self._loop = LoopThread.enter(self)
         self._finalizer = weakref.finalize(owner, self._drop)
@@ -98,17 +95,17 @@ class _Session:
         task.add_done_callback(self._calls.discard)
         return await task
 
-    def begin(self, results: AsyncGenerator[JobResult, None]) -> AsyncGenerator[JobResult, None]:
+    def begin(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Note that somebody iterates: at the end it must be closed before the loop closes all at once."""
-        self._iterated.add(results)
-        return results
+        self._iterated.add(items)
+        return items
 
-    def end(self, results: AsyncGenerator[JobResult, None]) -> None:
+    def end(self, items: AsyncGenerator[Any, None]) -> None:
         """Nobody iterates any more. Waits for nothing, since the garbage collector may be who says so."""
 
         async def end() -> None:
-            self._iterated.discard(results)
-            await results.aclose()
+            self._iterated.discard(items)
+            await items.aclose()
 
         with suppress(LoopEnded):
             self._loop.start(lambda: self._noted(end))
@@ -137,6 +134,6 @@ class _Session:
         for task in self._calls:
             task.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
-        for results in list(self._iterated):
-            await results.aclose()
+        for items in list(self._iterated):
+            await items.aclose()
         await self.client.aclose()

@@ -1,7 +1,7 @@
 """What a PromptQueue and its groups share: the connection, its settings, how long a call may try, and how one waits."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -13,20 +13,22 @@ from promptq.producer.connection import close_redis, public_url, try_until
 from promptq.producer.errors import QueueUnavailable, WaitTimeout
 from promptq.producer.results import JobResult
 from promptq.producer.settings import ProducerSettings
+from promptq.producer.streams import Streams
 from promptq.producer.watch import Watcher
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 READ_AT_ONCE = 200
 _SHORTEST_LOOK = 0.1
 
 
-class Awaited(Protocol):
-    """Something that ends: some jobs, or a group."""
+class Awaited(Protocol[T_co]):
+    """Something that ends: some jobs, a group, or the events of a job."""
 
     @property
     def channels(self) -> Iterable[str]:
-        """Where its ends are told."""
+        """Where it is told that there is something to look for."""
         ...
 
     @property
@@ -39,8 +41,8 @@ class Awaited(Protocol):
         """Whether the next look need not wait for a signal."""
         ...
 
-    async def look(self, heard: frozenset[str], within: float) -> list[JobResult]:
-        """What has ended since the last look, in `within` seconds. Raises JobNotFound, GroupNotFound."""
+    async def look(self, heard: frozenset[str], within: float) -> Sequence[T_co]:
+        """What has come since the last look, in `within` seconds. Raises JobNotFound, GroupNotFound."""
         ...
 
     def too_late(self, timeout: float) -> WaitTimeout:
@@ -54,6 +56,7 @@ class Link:
     def __init__(self, redis: Redis, settings: ProducerSettings) -> None:
         self.redis, self.settings = redis, settings
         self.watcher = Watcher(redis)
+        self.streams = Streams(redis, self.call)
         self._where = public_url(settings.redis_url.get_secret_value())
         self._is_closed = False
 
@@ -84,10 +87,11 @@ class Link:
             found |= await self.call(partial(reading.read_results, self.redis, some), within)
         return found
 
-    async def follow(self, awaited: Awaited, timeout: float | None) -> AsyncGenerator[JobResult, None]:
-        """Results as they come, until all is over. A Redis that goes away meanwhile is waited for.
+    async def follow(self, awaited: Awaited[T], timeout: float | None) -> AsyncGenerator[T, None]:
+        """What it sees, as it comes, until all is over; it looks again only when all of that was taken.
 
-        Raises what `look` does, WaitTimeout after `timeout` seconds, or QueueUnavailable if Redis is away at first.
+        A Redis that goes away meanwhile is waited for. Raises what `look` does, WaitTimeout after `timeout` seconds, or
+        QueueUnavailable if Redis is away at first.
         """
         has_looked, is_last = False, False
         clock, patience = asyncio.get_running_loop().time, self.settings.redis_timeout
@@ -111,11 +115,12 @@ class Link:
                         raise
                     continue
                 has_looked = True
-                for result in found:
-                    yield result
+                for each in found:
+                    yield each
 
     async def aclose(self) -> None:
         """Close all connections."""
         self._is_closed = True
         await self.watcher.aclose()
+        await self.streams.aclose()
         await close_redis(self.redis)

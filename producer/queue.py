@@ -18,8 +18,10 @@ from redis.asyncio import Redis
 from promptq.producer import failed, keys, limits, reading, records, scripts
 from promptq.producer.entries import Prompt, chunks_of, entry_of, job_of
 from promptq.producer.errors import ErrorCode, IdConflict, JobNotFound, PromptqError, QueueFull, WaitTimeout
+from promptq.producer.events import JobEvent
 from promptq.producer.groups import Group
 from promptq.producer.link import Link
+from promptq.producer.listening import Listener
 from promptq.producer.models import JobStatus, Limits, ModelLimits, PromptJob, QueueStats, Tenant, TenantStats
 from promptq.producer.results import JobResult
 from promptq.producer.settings import ProducerSettings
@@ -44,6 +46,10 @@ class JobHandle:
     async def wait(self, timeout: float | None = None) -> JobResult:
         """As `PromptQueue.wait`."""
         return await self._queue.wait(self.id, timeout)
+
+    def events(self, after: str | None = None, timeout: float | None = None) -> AsyncGenerator[JobEvent, None]:
+        """As `PromptQueue.events`."""
+        return self._queue.events(self.id, after, timeout)
 
     def __repr__(self) -> str:
         return f"JobHandle({self.id!r}, created={self.created}, status={self.status.value!r})"
@@ -253,6 +259,27 @@ class PromptQueue:
         async with contextlib.aclosing(self._link.follow(_Jobs(ids, self._link), timeout)) as results:
             async for result in results:
                 yield result
+
+    async def events(
+        self,
+        id: str,  # noqa: A002
+        after: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[JobEvent, None]:
+        """The answer while it is written, if the job was enqueued with `stream`: Deltas, and Restarted; at last Ended.
+
+        Put together, the contents of the Deltas since the last Restarted are the content of the result, of each output
+        its own, if the job succeeds: also if you come late, or when the stream is no longer kept
+        (`PROMPTQ_EVENTS_TTL`), or if the job was not streamed at all; then one Delta for each output brings the whole.
+        Restarted comes before an answer that begins anew, if you may have something of another.
+
+        `after`: the `id` of the last event that you have; what comes is what follows it, nothing twice and nothing left
+        out. `timeout` in seconds for all of it. A Redis that goes away meanwhile is waited for.
+        Raises ValueError for an `after` that is no event's id; otherwise as `wait`.
+        """
+        async with contextlib.aclosing(self._link.follow(Listener(id, after, self._link), timeout)) as events:
+            async for event in events:
+                yield event
 
     def group(self, name: str) -> Group:
         """The jobs that were enqueued with `group=name`; asks nothing yet."""

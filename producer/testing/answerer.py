@@ -11,16 +11,17 @@ from redis.asyncio import Redis
 from promptq.producer import codec, scripts
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
-from promptq.producer.records import Claimed, ClaimedJob, ClaimRequest, Kind, Settlement
+from promptq.producer.records import Claimed, ClaimedJob, ClaimRequest, Kind, Settlement, Telling
 from promptq.producer.results import JobError, Usage
 from promptq.producer.settings import ProducerSettings
-from promptq.producer.testing.answers import Answer, Choose, NoAnswer, OneAnswer, completed
+from promptq.producer.testing.answers import Answer, Choose, NoAnswer, OneAnswer, batches, completed
 from promptq.producer.testing.server import Clock
 
 NAME = "memory"
 """Of worker and provider in the results."""
 
 _LEASE = 100 * 365 * 86_400_000  # never runs out: this worker does not die
+_EVENTS_TTL = 3_600_000
 _CANCELLED = JobError(code=ErrorCode.CANCELLED, message="cancelled on request")
 _EXPIRED = JobError(code=ErrorCode.EXPIRED, message="the deadline passed before there was an answer")
 _ENDS: dict[ErrorCode, Kind] = {ErrorCode.CANCELLED: "cancelled", ErrorCode.EXPIRED: "expired"}
@@ -90,7 +91,18 @@ class Answerer:
 
     async def _end(self, call: _Call, said: Answer | JobError) -> None:
         self._calls.pop(call.job.id, None)
-        await scripts.settle(self._redis, [self._settlement(call, said)], wake=False, now=self._clock.now())
+        settlement = self._settlement(call, said, await self._tell(call, said))
+        await scripts.settle(self._redis, [settlement], wake=False, now=self._clock.now())
+
+    async def _tell(self, call: _Call, said: Answer | JobError) -> dict[str, Any]:
+        """The answer to a streamed job, in pieces. Returns what the result is to say of it."""
+        told = batches(said) if call.asked.stream and isinstance(said, Answer) else []
+        if not told:
+            return {}
+        telling = Telling(call.job.id, call.token, edition=1, again=0, first=1, batches=told)
+        await scripts.tell(self._redis, [telling], ttl=_EVENTS_TTL, now=self._clock.now())
+        waited = (self._clock.now() - call.started) / 1000
+        return {"time_to_first_token": waited, "told": (f"{call.token}/{telling.edition}", len(told))}
 
     async def _claim(self, slots: int) -> tuple[str, Claimed]:
         """The token of the claim, and its answer."""
@@ -106,7 +118,7 @@ class Answerer:
         )
         return request.token, await scripts.claim(self._redis, request, now=self._clock.now())
 
-    def _settlement(self, call: _Call, said: Answer | JobError) -> Settlement:
+    def _settlement(self, call: _Call, said: Answer | JobError, of_the_stream: Mapping[str, Any]) -> Settlement:
         error = said if isinstance(said, JobError) else None
         usage = said.usage if isinstance(said, Answer) else None
         kind: Kind = _ENDS.get(error.code, "failed") if error else "succeeded"
@@ -120,7 +132,7 @@ class Answerer:
             ttl=self._settings.failure_ttl_ms if kind == "failed" else self._settings.result_ttl_ms,
             attempt=codec.dump_attempt(call.started, self._clock.now(), usage, error),
             usage=(usage or Usage()).amounts(),
-            result=_record(call.job.id, {**result, **told, "status": kind}),
+            result=_record(call.job.id, {**result, **of_the_stream, **told, "status": kind}),
         )
 
 

@@ -1,5 +1,6 @@
 """What the jobs of a test are answered with: from what the test gave to one answer per job. No Redis here."""
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from functools import partial
@@ -7,9 +8,20 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from promptq.producer import codec
 from promptq.producer.errors import ErrorCode
-from promptq.producer.models import PromptJob
-from promptq.producer.results import InlineCitation, JobError, Output, OutputFile, TokenLogprob, ToolCall, Usage
+from promptq.producer.events import pieces_of
+from promptq.producer.models import JobStatus, PromptJob
+from promptq.producer.results import (
+    InlineCitation,
+    JobError,
+    JobResult,
+    Output,
+    OutputFile,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 
 
 class NoAnswer(Enum):
@@ -106,6 +118,17 @@ def completed(said: object, job: PromptJob) -> Answer | JobError | NoAnswer:
         kinds = "a str, Answer, ErrorCode, JobError or NO_ANSWER"
         raise TypeError(f"the answer to {quoted(prompt_of(job))} is of type {type(said).__name__}; give {kinds}")
     return said
+
+
+def batches(answer: Answer) -> list[bytes]:
+    """Its stream: the content word by word; of several outputs all at once."""
+    told = answer.model_dump(include={"content", "reasoning_content", "tool_calls", "server_tool_calls", "outputs"})
+    pieces = pieces_of(JobResult(id="", status=JobStatus.SUCCEEDED, **told))
+    if len(pieces) == 1:
+        first, *words = re.findall(r"\s*\S+|\s+", answer.content) or [""]
+        pieces = [pieces[0] | {"content": first}, *({"content": word} for word in words)]
+        return [codec.dumps([piece]) for piece in pieces]
+    return [codec.dumps(pieces)] if pieces else []
 
 
 def _count(job: PromptJob, answer: Answer) -> Usage:
