@@ -21,7 +21,7 @@ class Hand:
 
     def __init__(self, redis: Redis, name: str = "hand") -> None:
         self._redis, self._name, self._seq = redis, name, 0
-        self._books = Clerk(name, "hand", _TTL, _TTL)
+        self._books = Clerk(name, lambda _: "hand", _TTL, _TTL)
         self._tokens: dict[str, str] = {}
 
     async def claim(self, slots: int = 1000) -> list[ClaimedJob]:

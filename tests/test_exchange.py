@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from promptq.producer import PromptQueue
-from promptq.producer.records import Settlement
+from promptq.producer.records import Payer, Settlement
 from promptq.worker.exchange import CLAIMED_AT_ONCE, MOST_BYTES, SETTLED_AT_ONCE, Exchange
 from promptq.worker.leases import Leases
 from promptq.worker.settings import Settings
@@ -19,7 +19,7 @@ from workers import ScriptedProvider, running_worker
 def an_exchange(redis: Redis, settings: Settings) -> Exchange:
     """Of a worker without streamed jobs."""
     teller = Teller(redis, 1000, lambda _: None)
-    return Exchange(redis, settings, "w", (), account=lambda: "echo", teller=teller)
+    return Exchange(redis, settings, "w", (), payers=lambda: [Payer("*", "echo")], teller=teller)
 
 
 def settlement(size: int) -> Settlement:

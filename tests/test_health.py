@@ -2,8 +2,9 @@ import asyncio
 import contextlib
 import http.client
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ class Worker:
     """What the pages ask."""
 
     condition = Condition.CLAIMING
-    models: tuple[str, ...] = ("grok-4",)
+    models: Mapping[str, str] = MappingProxyType({"grok-4": "echo"})
     account = "echo"
 
 
@@ -232,7 +233,26 @@ def test_which_pauses_make_a_worker_not_ready(pauses: dict[str, str], stops: str
     A limit never does, nor what an operator wanted.
     """
     told = [Pause(what, reason, LATER, what.startswith("xai")) for what, reason in pauses.items()]
-    found = standstill(told, ["a", "b"], "xai:1")
+    found = standstill(told, dict.fromkeys(("a", "b"), "xai:1"), "xai:1")
+    assert (found.what if found else None) == stops
+
+
+@pytest.mark.parametrize(
+    ("pauses", "models", "stops"),
+    [
+        ({"xai:1": "bad_key"}, {"a": "xai:1", "b": "xai:2"}, None),
+        ({"xai:1": "bad_key"}, {"b": "xai:2"}, None),
+        ({"xai:1": "bad_key"}, {"a": "xai:1"}, "xai:1"),
+        ({"xai:2": "bad_key"}, {"b": "xai:2"}, None),
+        ({"xai:1": "bad_key", "xai:2": "no_credit"}, {"a": "xai:1", "b": "xai:2"}, "xai:1"),
+        ({"a": "unavailable", "xai:2": "bad_key"}, {"a": "xai:1", "b": "xai:2"}, "a"),
+        ({"a": "unavailable"}, {"a": "xai:1", "b": "xai:2"}, None),
+    ],
+)
+def test_a_worker_of_several_accounts(pauses: dict[str, str], models: dict[str, str], stops: str | None) -> None:
+    """It is ready as long as one of the accounts in use works: the default one, and those of the models with jobs."""
+    told = [Pause(what, reason, LATER, what.startswith("xai")) for what, reason in pauses.items()]
+    found = standstill(told, models, "xai:1")
     assert (found.what if found else None) == stops
 
 
@@ -262,7 +282,7 @@ async def test_a_clock_that_was_set_back_pauses_nothing(
 
 def test_a_worker_without_jobs_is_ready() -> None:
     """No model, no pause: nothing stands still."""
-    assert standstill([], [], "xai:1") is None
+    assert standstill([], {}, "xai:1") is None
 
 
 @pytest.mark.parametrize(("code", "is_ready"), [("bad_key", False), ("no_credit", False), ("rate_limited", True)])

@@ -16,11 +16,11 @@ import pytest_asyncio
 from promptq.producer.errors import ErrorCode
 from promptq.producer.messages import Message
 from promptq.producer.models import PromptJob
-from promptq.worker.process import build_provider
 from promptq.worker.providers import openai as openai_module
 from promptq.worker.providers import xai_key
 from promptq.worker.providers.base import LONGEST_JOB_TIMEOUT, Answer, ProviderError
 from promptq.worker.providers.openai import OpenAIProvider
+from promptq.worker.providers.routes import build_provider
 from promptq.worker.providers.xai_key import ApiKeyError
 from promptq.worker.settings import Settings
 from promptq.worker.simulator.process import RunningSimulator, running_simulator

@@ -39,7 +39,7 @@ async def refuse(contract: Contract) -> None:
 async def test_an_account_that_works_again_is_open(contract: Contract) -> None:
     """The next claim gets one job."""
     await refuse(contract)
-    await tell_whether_it_works(contract.redis, Asked())
+    await tell_whether_it_works(contract.redis, ACCOUNT, Asked())
     assert await contract.redis.hget(keys.account(ACCOUNT), "state") == b"open"
 
 
@@ -55,7 +55,7 @@ async def test_an_account_that_works_again_is_open(contract: Contract) -> None:
 async def test_without_an_answer_the_pause_goes_on(contract: Contract, error: Exception) -> None:
     """For longer; whatever kept the provider from an answer, nothing is raised: that would be Redis' own trouble."""
     await refuse(contract)
-    await tell_whether_it_works(contract.redis, Asked(error))
+    await tell_whether_it_works(contract.redis, ACCOUNT, Asked(error))
     assert await contract.redis.hmget(keys.account(ACCOUNT), "state", "strikes") == [b"paused", b"2"]
 
 
@@ -63,5 +63,12 @@ async def test_without_an_answer_the_pause_goes_on(contract: Contract, error: Ex
 async def test_the_pause_of_a_replaced_key_ends(contract: Contract, error: Exception | None) -> None:
     """Whatever is said of the new one: its first call tells."""
     await refuse(contract)
-    await tell_whether_it_works(contract.redis, Asked(error, then="xai:2"))
+    await tell_whether_it_works(contract.redis, ACCOUNT, Asked(error, then="xai:2"))
+    assert await contract.redis.exists(keys.account(ACCOUNT)) == 0
+
+
+async def test_the_pause_of_an_account_that_nobody_uses_ends(contract: Contract) -> None:
+    """The key was replaced between the claim that said to ask and the asking."""
+    await refuse(contract)
+    await tell_whether_it_works(contract.redis, ACCOUNT, None)
     assert await contract.redis.exists(keys.account(ACCOUNT)) == 0

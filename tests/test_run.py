@@ -14,6 +14,7 @@ from promptq.producer.records import ClaimedJob, Settlement
 from promptq.producer.results import Attempt, Usage
 from promptq.worker.providers.base import Answer, ProviderError
 from promptq.worker.providers.echo import EchoProvider
+from promptq.worker.providers.routes import Routes
 from promptq.worker.run import Run, Runner, StopReason
 from promptq.worker.settings import Settings
 from promptq.worker.settlement import Clerk
@@ -74,7 +75,8 @@ NO_TELLER: Any = None
 def runner(provider: Scripted, **settings: Any) -> Runner:
     """What runs it."""
     chosen = Settings(provider="echo", job_timeout=50, **settings)
-    return Runner(provider, chosen, Clerk.of(chosen, "w", provider.name), NO_TELLER)
+    routes = Routes.to(provider)
+    return Runner(routes, chosen, Clerk.of(chosen, "w", routes.name_of), NO_TELLER)
 
 
 async def settled(act: Callable[[], Awaitable[Answer]], job: ClaimedJob | None = None, **settings: Any) -> Settlement:

@@ -17,7 +17,7 @@ JOB = ClaimedJob(
     id="job-1", epoch="1", lane="grok-4", model="grok-4", spent=2, deadline=None, enqueued=1_000, stalls=0, timeouts=0,
     payload=b"{}",
 )  # fmt: skip
-CLERK = Clerk(worker="w-1", provider="xai", result_ttl=111, failure_ttl=222)
+CLERK = Clerk(worker="w-1", provider_of=lambda _: "xai", result_ttl=111, failure_ttl=222)
 USAGE = Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7, cost_in_usd_ticks=0)
 ANSWER = Answer("forty-two", "grok-4-0709", USAGE, finish_reason="length", response_id="r-1")
 CALL = Call(started=2_000, finished=3_500, usage=USAGE)

@@ -9,6 +9,7 @@ from promptq.producer import ErrorCode, PromptJob
 from promptq.worker.engine import PromptWorker
 from promptq.worker.providers.base import Answer, Provider, ProviderError
 from promptq.worker.providers.echo import EchoProvider
+from promptq.worker.providers.routes import Routes
 from promptq.worker.settings import Settings
 
 _SMALL: dict[str, Any] = {
@@ -46,7 +47,9 @@ class ScriptedProvider(EchoProvider):
 
 
 @contextlib.asynccontextmanager
-async def running_worker(url: str, provider: Provider | None = None, **settings: Any) -> AsyncIterator[PromptWorker]:
+async def running_worker(
+    url: str, provider: Provider | Routes | None = None, **settings: Any
+) -> AsyncIterator[PromptWorker]:
     """A worker that is up for the block; at its end running calls are given back. Its errors are the test's."""
     worker = PromptWorker(Settings(redis_url=url, **_SMALL | settings), provider or EchoProvider())  # type: ignore[arg-type]
     main = asyncio.create_task(worker.main(), name="worker under test")

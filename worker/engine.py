@@ -24,14 +24,15 @@ from redis.exceptions import RedisError
 
 from promptq.producer import codec, keys, scripts
 from promptq.producer.connection import OUTAGE, close_redis, open_redis
-from promptq.producer.records import Claimed, Settlement
+from promptq.producer.records import Claimed, Payer, Settlement
 from promptq.worker.adoption import adopt
 from promptq.worker.exchange import Exchange
 from promptq.worker.health import Condition
 from promptq.worker.leases import Leases
 from promptq.worker.outcome import Released
 from promptq.worker.probing import tell_whether_it_works
-from promptq.worker.providers.base import Provider
+from promptq.worker.providers.base import OF_THE_ACCOUNT, Provider
+from promptq.worker.providers.routes import Routes
 from promptq.worker.run import Run, Runner
 from promptq.worker.settings import Settings
 from promptq.worker.settlement import Clerk
@@ -51,14 +52,15 @@ log = structlog.get_logger("promptq.worker")
 class PromptWorker(Worker):
     """arq's worker with promptq's loop: leases, fences and wake-ups instead of polling and claim TTLs.
 
-    It keeps the names of arq's settings (`max_jobs`, `burst`, `ctx`, `on_startup`, ...). `serves`: the models
-    to claim for; none: all, and plain arq clients' jobs too. Make it inside the event loop that runs it.
+    It keeps the names of arq's settings (`max_jobs`, `burst`, `ctx`, `on_startup`, ...). `provider`: one for all
+    models, or routes to several; closed by `close`. `serves`: the models to claim for; none: all, and plain arq
+    clients' jobs too. Make it inside the event loop that runs it.
     """
 
     def __init__(
         self,
         settings: Settings,
-        provider: Provider,
+        provider: Provider | Routes,
         *,
         serves: Sequence[str] = (),
         burst: bool = False,
@@ -80,9 +82,11 @@ class PromptWorker(Worker):
         )  # fmt: skip
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.leases = Leases(redis, settings)
-        self._settings, self._provider, self._serves = settings, provider, tuple(serves)
+        self._settings, self._serves = settings, tuple(serves)
+        self._routes = provider if isinstance(provider, Routes) else Routes.to(provider)
         self._teller = Teller(redis, round(settings.events_ttl * 1000), self._lost_redis)
-        self._runner = Runner(provider, settings, Clerk.of(settings, self.name, provider.name), self._teller)
+        clerk = Clerk.of(settings, self.name, self._routes.name_of)
+        self._runner = Runner(self._routes, settings, clerk, self._teller)
         self._waiting_redis: Redis = open_redis(url, timeout=settings.redis_timeout + BLOCK_SECONDS, max_connections=2)
         self._waiter = Waiter(
             self._waiting_redis,
@@ -92,9 +96,7 @@ class PromptWorker(Worker):
             on_error=self._lost_redis,
             calls=redis,
         )
-        self._exchange = Exchange(
-            redis, settings, self.name, self._serves, account=lambda: provider.account, teller=self._teller
-        )
+        self._exchange = Exchange(redis, settings, self.name, self._serves, payers=self._payers, teller=self._teller)
         self._unfilled = dict(settings.limits)
         self._hungry = True
         self._exhausted = False
@@ -104,8 +106,9 @@ class PromptWorker(Worker):
         self._gathering: asyncio.TimerHandle | None = None
         self._helpers: list[asyncio.Task[None]] = []
         self._gave_back_at: float | None = None
-        self._probing: asyncio.Task[None] | None = None
-        self._is_cut_off, self._rests_until = False, 0.0
+        self._probes: set[asyncio.Task[None]] = set()
+        self._cut_off: dict[str, float] = {}
+        """Accounts whose provider this process cannot reach, and when it may try again."""
 
     async def _sample_prompt(self, ctx: dict[Any, Any]) -> None:
         """Registers the function's name with arq; jobs run in run.py."""
@@ -129,19 +132,19 @@ class PromptWorker(Worker):
         return Condition.CLAIMING if self.is_claiming else Condition.SETTLING
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """Those with jobs, as of the last claim."""
-        return tuple(lane for lane in self._exchange.lanes if lane != keys.INTAKE)
+    def models(self) -> dict[str, str]:
+        """Those with jobs, as of the last claim, and who pays for their calls."""
+        return {lane: self._routes.account_of(lane) for lane in self._exchange.lanes if lane != keys.INTAKE}
 
     @property
     def account(self) -> str:
-        """Who pays for its calls."""
-        return self._provider.account
+        """Who pays for the calls of models that no route names."""
+        return self._routes.default.account
 
     async def main(self) -> None:
         """Run until drained, or in burst mode until the queue is empty."""
         structlog.contextvars.bind_contextvars(worker=self.name)
-        log.info("worker.started", worker=self.name, provider=self._provider.name, max_jobs=self.max_jobs)
+        log.info("worker.started", worker=self.name, provider=self._routes.default.name, max_jobs=self.max_jobs)
         self.ctx["redis"] = self.pool
         if self.on_startup:
             await self.on_startup(self.ctx)
@@ -190,7 +193,9 @@ class PromptWorker(Worker):
             if self._exchange.has_met_new:
                 await self._waiter.pass_on_new()
             if claimed.to_probe:
-                self._probing = asyncio.create_task(self._probe(), name="promptq probe")
+                probe = asyncio.create_task(self._probe(claimed.to_probe), name="promptq probe")
+                self._probes.add(probe)
+                probe.add_done_callback(self._probes.discard)
             for foreign in claimed.foreign:
                 await adopt(self.pool, foreign, self._settings, self.name)
             self._set_timer(claimed.due_in)
@@ -219,14 +224,35 @@ class PromptWorker(Worker):
 
     @property
     def _free_slots(self) -> int:
-        """One at most while this process cannot reach the provider: others may."""
-        most = self.max_jobs if not self._is_cut_off else 1 if self.loop.time() >= self._rests_until else 0
-        return max(0, most - len(self.leases.runs))
+        """One at most for each account, if this process can reach the provider of none: others may."""
+        free = max(0, self.max_jobs - len(self.leases.runs))
+        if not self._cut_off:
+            return free
+        rooms = [self._room(account) for account in {self.account, *self.models.values()}]
+        return free if -1 in rooms else min(free, sum(rooms))
 
-    async def _probe(self) -> None:
+    def _payers(self) -> Sequence[Payer]:
+        """Who pays for what, and how much of it this process takes."""
+        payers = self._routes.payers()
+        if not self._cut_off:
+            return payers
+        return [payer._replace(most=self._room(payer.account)) for payer in payers]
+
+    def _has_room_for(self, lane: str) -> bool:
+        """Whether to be woken for it: a marker that is taken by a worker without room wakes nobody else."""
+        return not self._cut_off or self._room(self._routes.account_of(lane)) != 0
+
+    def _room(self, account: str) -> int:
+        """One job at a time and second for an account whose provider this process cannot reach; -1: any number."""
+        if account not in self._cut_off:
+            return -1
+        running = sum(self._routes.account_of(run.job.model) == account for run in self.leases.runs.values())
+        return 1 if self.loop.time() >= self._cut_off[account] and not running else 0
+
+    async def _probe(self, account: str) -> None:
         """Find out whether the account works again, for the whole fleet."""
         try:
-            await tell_whether_it_works(self.pool, self._provider)
+            await tell_whether_it_works(self.pool, account, self._routes.paid_by(account))
         except (RedisError, OSError) as error:
             self._lost_redis(error)
         self._want()
@@ -264,13 +290,23 @@ class PromptWorker(Worker):
         if self.leases.runs.get(run.job.id) is run:
             del self.leases.runs[run.job.id]
             self._exchange.unsettled.append(settlement)
-            if settlement.was_unreached and not self._is_cut_off:
-                log.warning("provider.unreachable", help="jobs are tried one at a time; other workers take the rest")
-            self._is_cut_off = settlement.was_unreached
-            if self._is_cut_off:
-                self._rests_until = self.loop.time() + REST
-                self.loop.call_later(REST, self._want)
+            if settlement.was_unreached or self._cut_off:
+                self._note_reach(self._routes.account_of(run.job.model), settlement)
             self._bell.set()
+
+    def _note_reach(self, account: str, settlement: Settlement) -> None:
+        """Whether its provider could be asked at all."""
+        if not settlement.was_unreached or settlement.reason in OF_THE_ACCOUNT:
+            self._cut_off.pop(account, None)
+            return
+        if account not in self._cut_off:
+            log.warning(
+                "provider.unreachable",
+                account=account,
+                help="jobs are tried one at a time; other workers take the rest",
+            )
+        self._cut_off[account] = self.loop.time() + REST
+        self.loop.call_later(REST, self._want)
 
     def _ended(self, run: Run, task: "asyncio.Task[None]") -> None:
         """The task is over, perhaps cancelled before its first step."""
@@ -306,7 +342,7 @@ class PromptWorker(Worker):
             elif self.allow_pick_jobs:
                 self._call_later(self._settings.renew_period / 2)
         has_room = self.allow_pick_jobs and not self._hungry and self._free_slots > 0
-        lanes = tuple(self._exchange.known) if has_room else ()
+        lanes = tuple(filter(self._has_room_for, self._exchange.known)) if has_room else ()
         if self._waiter.wait_for(lanes, new_ones=has_room and not self._serves):
             await self._waiter.look_anew()
         if not (self.allow_pick_jobs and self._free_slots):
@@ -400,11 +436,11 @@ class PromptWorker(Worker):
                     await self._waiter.end()
                     await self._helpers[0]  # cancelled, it might eat the marker that it has just popped
         self._teller.aclose()
-        helpers = [*self._helpers, *([self._probing] if self._probing else [])]
+        helpers = [*self._helpers, *self._probes]
         for helper in helpers:
             helper.cancel()
         await asyncio.gather(*helpers, return_exceptions=True)
         await self._hook(self.on_shutdown, self.ctx)
-        await self._provider.aclose()
+        await self._routes.aclose()
         await close_redis(self._waiting_redis)
         await close_redis(self.pool)

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from promptq.producer import keys, scripts
 from promptq.producer.connection import OUTAGE
 from promptq.producer.errors import ErrorCode
-from promptq.producer.records import Claimed, ClaimRequest, Settlement
+from promptq.producer.records import Claimed, ClaimRequest, Payer, Settlement
 from promptq.worker.leases import Leases
 from promptq.worker.settings import Settings
 from promptq.worker.telling import Teller
@@ -41,7 +41,7 @@ log = structlog.get_logger("promptq.exchange")
 class Exchange:
     """What Redis has not taken yet, and the number of the next claim. Its methods raise redis errors.
 
-    `account`: who pays, as of now (`Provider.account`).
+    `payers`: who pays for what, as of now (`Routes.payers`); the last is for all other models.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Exchange:
         worker: str,
         serves: Sequence[str],
         *,
-        account: Callable[[], str],
+        payers: Callable[[], Sequence[Payer]],
         teller: Teller,
     ) -> None:
         self.unsettled: list[Settlement] = []
@@ -64,7 +64,7 @@ class Exchange:
         self.counts: Counter[str] = Counter()
         """Jobs by the kind of outcome that was written."""
         self._redis, self._settings, self._worker, self._serves = redis, settings, worker, serves
-        self._account, self._teller = account, teller
+        self._payers, self._teller = payers, teller
         self._refusals: Counter[Settlement] = Counter()
         self._seq = 1
         self._answered_at = 0
@@ -95,7 +95,14 @@ class Exchange:
             await self._settle_singly(batch)
 
     async def _send(self, batch: Sequence[Settlement]) -> list[str]:
-        return await scripts.settle(self._redis, batch, wake=True, account=self._account(), luck=random.random())
+        account, payers = self._who_pays()
+        return await scripts.settle(self._redis, batch, wake=True, account=account, payers=payers, luck=random.random())
+
+    def _who_pays(self) -> tuple[str, Sequence[Payer]]:
+        """The account, and those of some models: none for one that pays for all, which may start any number."""
+        payers = self._payers()
+        others = payers if len(payers) > 1 or payers[-1].most >= 0 else ()
+        return payers[-1].account, others
 
     async def settle_and_claim(self, slots: int, leases: Leases) -> tuple[str, Claimed]:
         """Write outcomes and take jobs for `slots`, in one round trip; returns the token of the jobs, too."""
@@ -172,6 +179,7 @@ class Exchange:
                 log.info("settle.late", job_id=settlement.id, kind=settlement.kind, said=word)
 
     def _request(self, slots: int, leases: Leases) -> ClaimRequest:
+        account, payers = self._who_pays()
         return ClaimRequest(
             worker=self._worker,
             seq=self._seq,
@@ -183,7 +191,8 @@ class Exchange:
             result_ttl=self._settings.result_ttl_ms,
             known_lanes=tuple(self.known),
             serves=self._serves,
-            account=self._account(),
+            account=account,
+            payers=payers,
         )
 
     @property
@@ -198,6 +207,6 @@ class Exchange:
 def _tell_pause(settlement: Settlement) -> None:
     """One line for the whole fleet: of all that were refused, the script names one."""
     if settlement.reason in _HELP:
-        log.error("provider.paused", reason=settlement.reason, help=_HELP[settlement.reason])
+        log.error("provider.paused", reason=settlement.reason, job_id=settlement.id, help=_HELP[settlement.reason])
     else:
         log.warning("model.paused", reason=settlement.reason, job_id=settlement.id)

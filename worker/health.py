@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
@@ -54,13 +54,13 @@ class Asked(Protocol):
         ...
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """Those with jobs, as of its last claim."""
+    def models(self) -> Mapping[str, str]:
+        """Those with jobs, as of its last claim, and the accounts that pay for them."""
         ...
 
     @property
     def account(self) -> str:
-        """Who pays for its calls."""
+        """Who pays for all others."""
         ...
 
 
@@ -71,7 +71,7 @@ class Pulse:
     at: float
     """time.monotonic()"""
     condition: Condition
-    models: tuple[str, ...]
+    models: Mapping[str, str]
     account: str
 
     @classmethod
@@ -184,7 +184,7 @@ class _Pages:
                 self._read_at = time.monotonic()
             return self._read
 
-    async def _look(self, models: tuple[str, ...], account: str) -> Answer:
+    async def _look(self, models: Mapping[str, str], account: str) -> Answer:
         """Ask Redis whether it answers, and what is paused."""
         try:
             pauses = await try_until(READ_TIMEOUT, lambda: read_pauses(self._redis, models), public_url(self._url))

@@ -1,6 +1,6 @@
 """What is paused now, and when that makes a worker not ready. Asked by health.py and the doctor."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -34,7 +34,7 @@ class Pause:
         return f"{self.reason}{when} ({self.what})"
 
 
-async def read_pauses(redis: Redis, models: Sequence[str]) -> tuple[Pause, ...]:
+async def read_pauses(redis: Redis, models: Collection[str]) -> tuple[Pause, ...]:
     """Those of the accounts and of the models from which a claim would get nothing now, by Redis' clock.
 
     Raises redis errors.
@@ -63,15 +63,19 @@ def _ahead(now: float, moment: bytes | None, longest: int) -> float:
     return ends if now < ends <= now + longest else 0
 
 
-def standstill(pauses: Sequence[Pause], models: Sequence[str], account: str) -> Pause | None:
-    """The pause for which a worker with jobs of these models is not ready; None: it is ready. Pure.
+def standstill(pauses: Sequence[Pause], models: Mapping[str, str], account: str) -> Pause | None:
+    """The pause for which a worker is not ready; None: it is ready. Pure.
 
-    A bad key or no credit counts if it is that of its own account; a provider that cannot be reached when it pauses
-    all of the models. A rate limit never does: it ends by itself, and fewer workers would not help; an operator's pause
-    neither: it is meant.
+    `models`: those with jobs, each with the account that pays for it; `account`: of all models that no route names.
+
+    A bad key or no credit counts when all of these accounts are paused; a provider that cannot be reached when nothing
+    but what is paused has jobs. A rate limit never does: it ends by itself, and fewer workers would not help; an
+    operator's pause neither: it is meant.
     """
-    for pause in pauses:
-        if pause.is_of_the_account and pause.what == account:
-            return pause
-    unreachable = [pause for pause in pauses if pause.reason == ErrorCode.UNAVAILABLE.value]
-    return unreachable[0] if unreachable and len(unreachable) == len(models) else None
+    refused = {pause.what: pause for pause in pauses if pause.is_of_the_account}
+    if account in refused and refused.keys() >= set(models.values()):
+        return refused[account]
+    unreachable = {pause.what: pause for pause in pauses if pause.reason == ErrorCode.UNAVAILABLE.value}
+    if not unreachable or not all(model in unreachable or payer in refused for model, payer in models.items()):
+        return None
+    return next(iter(unreachable.values()))

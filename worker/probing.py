@@ -15,20 +15,23 @@ from promptq.worker.providers.base import Provider, ProviderError
 log = structlog.get_logger("promptq.probing")
 
 
-async def tell_whether_it_works(redis: Redis, provider: Provider) -> None:
-    """Ask the provider, at no cost, and write down what it says. Raises redis errors."""
-    account = provider.account
+async def tell_whether_it_works(redis: Redis, account: str, provider: Provider | None) -> None:
+    """Ask the provider of this account, at no cost, and write down what it says. None: it has none here any more.
+
+    Raises redis errors.
+    """
     said: Probed = "works"
     try:
-        await provider.probe()
+        if provider is not None:
+            await provider.probe()
     except ProviderError as error:
         said = "refused"
         log.info("provider.refuses", account=account, code=error.code.value, reason=error.message)
     except Exception as error:  # noqa: BLE001 - a provider's bug: no answer, and no word about Redis
         said = "refused"
         log.error("provider.bug", account=account, error=type(error).__name__)  # noqa: TRY400 - its text may hold the key
-    if provider.account != account:
+    if provider is None or provider.account != account:
         said = "gone"
     state = await scripts.probed(redis, account, said, luck=random.random())
     if state != "paused":
-        log.info("provider.resumes", account=provider.account, state=state)
+        log.info("provider.resumes", account=provider.account if provider else account, state=state)

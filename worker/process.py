@@ -1,4 +1,4 @@
-"""One worker process: build the provider and the worker from the settings, run it, and heed signals."""
+"""One worker process: build the routes and the worker from the settings, run it, and heed signals."""
 
 import asyncio
 import contextlib
@@ -13,28 +13,13 @@ from promptq.producer.queue import PromptQueue
 from promptq.worker import logs
 from promptq.worker.engine import PromptWorker
 from promptq.worker.health import serving_health
-from promptq.worker.providers.base import Provider
+from promptq.worker.providers.routes import Routes
 from promptq.worker.settings import Settings
 
 log = structlog.get_logger("promptq.process")
 
 GIVE_UP_AFTER = 30.0
 AWAIT_PAUSE = 1.0
-
-
-def build_provider(settings: Settings) -> Provider:
-    """The provider that the settings name; only that one's library is imported."""
-    if settings.provider == "echo":
-        from promptq.worker.providers.echo import EchoProvider  # noqa: PLC0415 - loaded only if named
-
-        return EchoProvider(settings.echo_latency)
-    if settings.provider == "openai":
-        from promptq.worker.providers.openai import OpenAIProvider  # noqa: PLC0415 - loaded only if named
-
-        return OpenAIProvider.from_settings(settings)
-    from promptq.worker.providers.xai import XaiProvider  # noqa: PLC0415 - loaded only if named
-
-    return XaiProvider.from_settings(settings)
 
 
 def run_process(
@@ -56,7 +41,7 @@ async def _serve(
         if ends_with_stdin:
             open_things.callback(asyncio.create_task(_set_when_stdin_ends(stop)).cancel)
         await _await_redis(settings, stop)
-        worker = PromptWorker(settings, build_provider(settings), serves=serves, burst=burst)
+        worker = PromptWorker(settings, Routes.from_settings(settings), serves=serves, burst=burst)
         open_things.push_async_callback(worker.close)
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, worker.drain)

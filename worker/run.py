@@ -21,7 +21,8 @@ from promptq.producer.models import PromptJob
 from promptq.producer.records import ClaimedJob, Settlement
 from promptq.producer.results import JobError
 from promptq.worker.outcome import Cancelled, Expired, Failed, Outcome, Released, Retry, Succeeded, Throttled, judge
-from promptq.worker.providers.base import Answer, Delta, Hear, Provider, ProviderError
+from promptq.worker.providers.base import Answer, Delta, Hear, ProviderError
+from promptq.worker.providers.routes import Routes
 from promptq.worker.settings import Settings
 from promptq.worker.settlement import Call, Clerk
 from promptq.worker.telling import Teller
@@ -79,7 +80,7 @@ class Run:
 class Runner:
     """What every run of a process shares."""
 
-    provider: Provider
+    routes: Routes
     settings: Settings
     clerk: Clerk
     teller: Teller
@@ -103,10 +104,9 @@ class Runner:
         if left is not None and left <= 0:
             return Expired()
         try:
-            prompt = job_in(codec.decode(run.job.payload))
+            return job_in(codec.decode(run.job.payload))
         except (InvalidPayload, InvalidJob) as error:
             return Failed(JobError(code=ErrorCode.INVALID_REQUEST, message=f"the payload {error}"))
-        return prompt if prompt.model else prompt.model_copy(update={"model": run.job.model})
 
     async def _call(self, run: Run, prompt: PromptJob) -> Answer | ProviderError | Outcome:
         """One call to the provider, within the attempt's timeout and the job's deadline."""
@@ -114,9 +114,11 @@ class Runner:
         limit = timeout if left is None else min(timeout, left)
         run.calling_since = _now()
         clock = asyncio.timeout(limit)
+        provider, model = self.routes.way(run.job.model)
+        named = prompt if prompt.model == model else prompt.model_copy(update={"model": model})
         try:
             async with clock:
-                return await self.provider.sample(prompt, timeout, self._listener(run) if prompt.stream else None)
+                return await provider.sample(named, timeout, self._listener(run) if prompt.stream else None)
         except ProviderError as error:
             return error
         except TimeoutError:

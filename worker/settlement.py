@@ -1,6 +1,7 @@
 """From an outcome to what the settle script writes: one clause per outcome, and the result in arq's wire shape."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any, NamedTuple
@@ -35,17 +36,20 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Clerk:
-    """Who settles, and for how long results are kept: the same for every run of a process."""
+    """Who settles, and for how long results are kept: the same for every run of a process.
+
+    `provider_of`: the name of the provider that answers a model.
+    """
 
     worker: str
-    provider: str
+    provider_of: Callable[[str], str]
     result_ttl: int
     failure_ttl: int
 
     @classmethod
-    def of(cls, settings: Settings, worker: str, provider: str) -> "Clerk":
+    def of(cls, settings: Settings, worker: str, provider_of: Callable[[str], str]) -> "Clerk":
         """The clerk of one process."""
-        return cls(worker, provider, settings.result_ttl_ms, settings.failure_ttl_ms)
+        return cls(worker, provider_of, settings.result_ttl_ms, settings.failure_ttl_ms)
 
     def settlement(self, job: ClaimedJob, token: str, outcome: Outcome, call: Call | None) -> Settlement:
         """What to write. `call` None: the job ended before one was made."""
@@ -65,7 +69,7 @@ class Clerk:
         )
 
     def _record(self, job: ClaimedJob, outcome: Outcome, error: JobError | None, call: Call | None) -> bytes:
-        result: dict[str, Any] = {"model": job.model, "provider": self.provider, "worker": self.worker}
+        result: dict[str, Any] = {"model": job.model, "provider": self.provider_of(job.model), "worker": self.worker}
         if call:
             result["started_at"] = call.started
             if call.heard_at is not None:

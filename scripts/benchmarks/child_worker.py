@@ -16,9 +16,9 @@ import child
 from promptq.producer.models import PromptJob
 from promptq.worker import logs
 from promptq.worker.engine import PromptWorker
-from promptq.worker.process import build_provider
 from promptq.worker.providers.base import Answer
 from promptq.worker.providers.echo import EchoProvider
+from promptq.worker.providers.routes import build_provider
 from promptq.worker.settings import Settings
 
 MOST_TRIES = 1_000

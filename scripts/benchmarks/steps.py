@@ -22,6 +22,7 @@ from promptq.producer.models import PromptJob
 from promptq.producer.records import Arg, ClaimedJob, ClaimRequest, Entry, Settlement
 from promptq.worker.exchange import CLAIMED_AT_ONCE
 from promptq.worker.providers.echo import EchoProvider
+from promptq.worker.providers.routes import Routes
 from promptq.worker.run import Run, Runner
 from promptq.worker.settings import Settings
 from promptq.worker.settlement import Clerk
@@ -87,11 +88,11 @@ class Steps:
             yield scripts._settle_args(head, settlements[start : start + self._batch])
 
     async def _run_jobs(self, jobs: Sequence[ClaimedJob]) -> list[Settlement]:
-        settings, provider = Settings.model_validate({"redis_url": self._server.url}), EchoProvider()
+        settings, routes = Settings.model_validate({"redis_url": self._server.url}), Routes.to(EchoProvider())
         runner = Runner(
-            provider,
+            routes,
             settings,
-            Clerk.of(settings, WORKER, provider.name),
+            Clerk.of(settings, WORKER, routes.name_of),
             Teller(open_redis(self._server.url, timeout=5), 1000, print),
         )
         runs = [Run(job, f"{WORKER}:{number // self._batch + 1}", 0) for number, job in enumerate(jobs)]

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import structlog
 from pydantic import SecretStr
@@ -15,6 +16,16 @@ from pydantic import SecretStr
 from promptq.worker.providers.xai_key import KeyFile
 
 log = structlog.get_logger("promptq.account")
+
+
+def account_name(vendor: str, key: str, place: str = "") -> str:
+    """As `Provider.account`: the vendor and eight hex digits of a digest. `place` as `Accounts` takes it."""
+    return f"{vendor}:{hashlib.sha256(f'{place}{key}'.encode()).hexdigest()[:8]}"
+
+
+def place_of(base_url: str) -> str:
+    """The place of a server that is one of many: its host and port."""
+    return f"{urlsplit(base_url).netloc.lower()} "
 
 
 class Pool(Protocol):
@@ -122,5 +133,4 @@ class Accounts(Generic[PoolT]):
 
     def _open(self, key: str) -> Account[PoolT]:
         secret = SecretStr(key)
-        digest = hashlib.sha256(f"{self._place}{key}".encode()).hexdigest()
-        return Account(f"{self._vendor}:{digest[:8]}", secret, self._open_pool(secret))
+        return Account(account_name(self._vendor, key, self._place), secret, self._open_pool(secret))

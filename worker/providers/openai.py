@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import chain
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
@@ -19,7 +18,7 @@ from pydantic import SecretStr
 
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
-from promptq.worker.providers.accounts import Account, Accounts
+from promptq.worker.providers.accounts import Account, Accounts, place_of
 from promptq.worker.providers.base import OF_THE_ACCOUNT, PROBE_TIMEOUT, Answer, Hear, ProviderError, longest_call
 from promptq.worker.providers.openai_answer import answer_of
 from promptq.worker.providers.openai_errors import error_of
@@ -66,8 +65,8 @@ class OpenAIProvider:
         self._base_url = base_url
         self._max_jobs = max_jobs
         self._call_timeout = longest_call(job_timeout)
-        place = f"{urlsplit(base_url).netloc.lower()} "
-        self._accounts = Accounts("openai", checked_key(api_key, OF_OPENAI), self._open, key_file, place=place)
+        key = checked_key(api_key, OF_OPENAI)
+        self._accounts = Accounts("openai", key, self._open, key_file, place=place_of(base_url))
         vendors_log = logging.getLogger("openai")
         vendors_log.setLevel(max(vendors_log.level, logging.INFO))  # at DEBUG it writes down the prompts
 
