@@ -27,6 +27,7 @@ from promptq.worker.doctor.findings import Finding, Report, Verdict, examined
 from promptq.worker.doctor.on_settings import load
 from promptq.worker.embedded import PrivateRedis
 from promptq.worker.providers.xai import KeyInfo, XaiProvider
+from promptq.worker.settings import Route
 from promptq.worker.simulator.control import SimulatorControl
 from promptq.worker.simulator.process import SimulatorProcess, simulator_process
 from waiting import wait_until
@@ -435,7 +436,7 @@ KEYS: dict[str, tuple[str | None, Callable[[Path], Path] | None, Verdict, str]] 
     "words": (f"my key: {KEY}", None, PROBLEM, "by its characters"),
     "folder": (None, unreadable, PROBLEM, "Is a directory"),
     "nowhere": (None, lambda folder: folder / "key", PROBLEM, "No such file"),
-    "the key as a file": (None, lambda _: Path(KEY), PROBLEM, "cannot read XAI_API_KEY_FILE (***)"),
+    "the key as a file": (None, lambda _: Path(KEY), PROBLEM, "cannot read the key's file, ***: "),
 }
 
 
@@ -458,12 +459,43 @@ async def test_where_the_key_is(case: str, tmp_path: Path, monkeypatch: pytest.M
     assert KEY not in str(found)
 
 
+async def test_each_route_is_asked_about(
+    simulator: SimulatorProcess, api: SimulatorControl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key at its own place, named by its pattern; the keys of routes are secrets, too."""
+    routes = {
+        "openai:*": {"key": PASSWORD, "base_url": simulator.rest_url},
+        "cheap-*": {"key_file": str(tmp_path / "none")},
+        "mine": {},
+    }
+    monkeypatch.setenv("PROMPTQ_ROUTES", json.dumps(routes))
+    await api.set(keys={PASSWORD: "blocked"})
+    found = await report()
+    assert "PROMPTQ_ROUTES=openai:*, cheap-*, mine" in found["environment"].found
+    assert found["key of openai:*"] == Finding(OK, "set by PROMPTQ_ROUTES")
+    assert found["API of openai:*"].found == f"{simulator.rest_url}: bad_key: HTTP 403: This API key is blocked."
+    assert found["API of openai:*"].advice.startswith("in PROMPTQ_ROUTES, or for all: set XAI_API_KEY")
+    assert found["key of cheap-*"].found.startswith(f"cannot read the key's file, {tmp_path}")
+    assert found["API"] == found["API of mine"] == Finding(OK, f"{simulator.host} takes the key")
+    assert verdicts(found, PROBLEM) == ["API of openai:*", "key of cheap-*"]
+    assert PASSWORD not in str(found)
+
+
 async def test_a_strange_key_for_xai(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not look like xAI's is a warning, where xAI itself would get it."""
     monkeypatch.setenv("XAI_API_KEY", "sk-another-vendors")
-    assert (await on_settings.key(load({}).settings)).verdict is OK
+    assert (await on_settings.key(load({}).settings, Route())).verdict is OK
     monkeypatch.setenv("PROMPTQ_XAI_HOST", "api.x.ai")
-    assert (await on_settings.key(load({}).settings)).verdict is WARNING
+    assert (await on_settings.key(load({}).settings, Route())).verdict is WARNING
+
+
+@pytest.mark.parametrize("variable", ["PROMPTQ_ROUTES", "PROMPTQ_LIMITS"])
+async def test_a_refused_json_leaves_the_other_checks(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go on without it."""
+    monkeypatch.setenv(variable, '{"a": {"keyy": 1}}')
+    found = await report()
+    assert found["settings"].found.startswith(f"{variable}: a.keyy: Extra inputs")
+    assert verdicts(found, PROBLEM) == ["settings"]
 
 
 async def test_settings_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

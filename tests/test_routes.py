@@ -276,6 +276,11 @@ async def keys_by_prompt(control: SimulatorControl) -> dict[str, str]:
     return {call.prompt: names[call.key] for call in await control.journal() if call.generation}
 
 
+def rewrite(path: Path) -> None:
+    """The key is replaced."""
+    path.write_text(C)
+
+
 async def test_each_job_goes_its_way(redis_url: str, control: SimulatorControl, routes: Routes) -> None:
     """One process: the lane decides over client, key and the vendor's name of the model; the result tells which."""
     models = {"one": "grok-4", "two": "openai:grok-4", "three": "cheap-1", "four": "xai:grok-4"}
@@ -310,7 +315,7 @@ async def test_a_bad_key_stops_its_own_lanes_alone(
             assert (await queue.wait(job.id, timeout=20)).status is JobStatus.SUCCEEDED
         lanes = {lane.lane: lane.queued for lane in (await queue.stats()).lanes}
         assert lanes["openai:grok-4"] == 3
-        key_of_b.write_text(C)
+        rewrite(key_of_b)
         for job in waiting:
             result = await queue.wait(job.id, timeout=20)
             assert result.status is JobStatus.SUCCEEDED
@@ -397,6 +402,6 @@ async def test_a_vendor_that_cannot_be_reached_slows_its_own_lanes_alone(redis_u
         there.release.set()
         for job in jobs:
             await queue.wait(job.id, timeout=20)
-        for id in ["gone", *(job.id for job in gone)]:
-            await queue.cancel(id)
+        for job_id in ["gone", *(job.id for job in gone)]:
+            await queue.cancel(job_id)
     assert away.most == 1

@@ -17,7 +17,7 @@ from promptq.worker.doctor.findings import Check, Finding, Report, Verdict, exam
 from promptq.worker.doctor.on_api import api
 from promptq.worker.doctor.on_settings import Loaded
 from promptq.worker.providers.xai_key import read_key
-from promptq.worker.settings import Settings
+from promptq.worker.settings import ALL_OTHERS, Route, Settings
 
 LIMIT = 4.0
 """Seconds for each check here and in Redis."""
@@ -35,8 +35,8 @@ async def examine(loaded: Loaded) -> Report:
             "environment": partial(on_settings.environment, loaded),
         }
     )
-    of_redis, of_the_key = await asyncio.gather(_redis(loaded), _key_and_api(loaded.settings))
-    report = {**local, **of_redis, **of_the_key}
+    of_redis, of_the_keys = await asyncio.gather(_redis(loaded), _keys_and_apis(loaded.settings))
+    report = {**local, **of_redis, **of_the_keys}
     return {name: _presentable(finding, loaded.settings) for name, finding in report.items()}
 
 
@@ -63,11 +63,29 @@ async def _redis(loaded: Loaded) -> Report:
                 await close_redis(redis)
 
 
-async def _key_and_api(settings: Settings) -> Report:
-    key = await examined(partial(on_settings.key, settings), LIMIT)
+async def _keys_and_apis(settings: Settings) -> Report:
+    """Those of the provider for all other models, and of each route, named by its pattern."""
+    routes = {ALL_OTHERS: Route(model=settings.default_model)} | settings.routes
+    reports = await asyncio.gather(*(_key_and_api(settings.routed(route), route) for route in routes.values()))
+    return {
+        name if pattern == ALL_OTHERS else f"{name} of {pattern}": _of_the_route(pattern, finding, settings)
+        for pattern, report in zip(routes, reports, strict=True)
+        for name, finding in report.items()
+    }
+
+
+def _of_the_route(pattern: str, finding: Finding, settings: Settings) -> Finding:
+    """With the advice as it is for a route: where what it leaves out is said for all."""
+    if pattern not in settings.routes or not finding.advice:
+        return finding
+    return replace(finding, advice=f"in PROMPTQ_ROUTES, or for all: {finding.advice}")
+
+
+async def _key_and_api(settings: Settings, route: Route) -> Report:
+    key = await examined(partial(on_settings.key, settings, route), LIMIT)
 
     async def ask() -> Finding:
-        return await api(settings, await in_a_thread(partial(read_key, settings)))
+        return await api(settings, await in_a_thread(partial(read_key, settings)), route.model)
 
     if settings.provider == "echo":
         asked = not_checked("the provider is echo")
@@ -92,5 +110,6 @@ def _secrets(settings: Settings) -> Iterator[str]:
     """Longer ones first, since one may hold another."""
     url = urlsplit(settings.redis_url.get_secret_value())
     passwords = [url.password or "", unquote(url.password or ""), *parse_qs(url.query).get("password", ())]
-    keys = [key.get_secret_value() for key in (settings.xai_api_key, settings.openai_api_key) if key]
+    of_routes = (route.key for route in settings.routes.values())
+    keys = [key.get_secret_value() for key in (settings.xai_api_key, settings.openai_api_key, *of_routes) if key]
     yield from sorted((each for each in (*passwords, *keys) if len(each) >= _SHORTEST_SECRET), key=len, reverse=True)

@@ -17,9 +17,9 @@ _ADVICE = {
 _REACH_OPENAI = "see whether this machine may reach it (DNS, firewall, proxy), or correct PROMPTQ_OPENAI_BASE_URL"
 
 
-async def api(settings: Settings, key: str) -> Finding:
-    """What the provider's API says of the key. Loads the provider's library."""
-    return await (_by_openai if settings.provider == "openai" else _by_xai)(settings, key)
+async def api(settings: Settings, key: str, model: str | None) -> Finding:
+    """What the provider's API says of the key. `model`: one that it must be good for. Loads the provider's library."""
+    return await (_by_openai(settings, key) if settings.provider == "openai" else _by_xai(settings, key, model))
 
 
 async def _by_openai(settings: Settings, key: str) -> Finding:
@@ -39,7 +39,7 @@ async def _by_openai(settings: Settings, key: str) -> Finding:
     return ok(f"{url} takes the key")
 
 
-async def _by_xai(settings: Settings, key: str) -> Finding:
+async def _by_xai(settings: Settings, key: str, model: str | None) -> Finding:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else it tells the terminal what the error tells, too
     from promptq.worker.providers.xai import KeyInfo, XaiProvider  # noqa: PLC0415 - a backend has no grpc
 
@@ -54,11 +54,9 @@ async def _by_xai(settings: Settings, key: str) -> Finding:
     if info.faults:
         return problem(f"{host}: the key is {' and '.join(info.faults)}", f"enable it, or make another: {_CONSOLE}")
     models = [acl.removeprefix(_MODEL) for acl in info.acls if acl.startswith(_MODEL)]
-    if models and not {"*", settings.default_model} & set(models):
+    if models and model and not {"*", model} & set(models):
         only = ", ".join(models)
-        return warning(
-            f"{host}: the key may not use {settings.default_model}, only {only}", "set PROMPTQ_DEFAULT_MODEL to one"
-        )
+        return warning(f"{host}: the key may not use {model}, only {only}", "set PROMPTQ_DEFAULT_MODEL to one")
     if settings.xai_insecure and not _is_here(host):
         return warning(f"{host} takes the key, which goes there unencrypted", "unset PROMPTQ_XAI_INSECURE")
     return ok(f"{host} takes the key")

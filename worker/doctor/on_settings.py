@@ -16,7 +16,7 @@ from promptq.producer.connection import public_url
 from promptq.producer.console import wrong_settings
 from promptq.worker.doctor.findings import Finding, in_a_thread, not_checked, ok, problem, warning
 from promptq.worker.providers.xai_key import ApiKeyError, key_file, read_key
-from promptq.worker.settings import Settings
+from promptq.worker.settings import Route, Settings
 
 NEEDS_WORKER = "needs promptq[worker], which a backend does without"
 _LIBRARIES = ("arq", "grpc", "xai_sdk")
@@ -46,14 +46,16 @@ def load(given: Mapping[str, Any]) -> Loaded:
     except ValidationError as error:
         reasons = wrong_settings(error)
     fields = {_VARIABLES[variable] for variable, _ in reasons if variable} or set(_TOGETHER)
-    rest = load({**given, **{field: Settings.model_fields[field].default for field in fields}})
+    defaults = {field: Settings.model_fields[field].get_default(call_default_factory=True) for field in fields}
+    rest = load({**given, **defaults})
     wrong = tuple(f"{variable}: {reason}" if variable else reason for variable, reason in reasons)
     return Loaded(rest.settings, wrong + rest.wrong, rest.refused | fields)
 
 
 def missing_libraries(settings: Settings) -> list[str]:
     """What a worker with these settings needs and this machine lacks."""
-    needed = [*_LIBRARIES, *([_LIBRARY_OF_OPENAI] if settings.provider == "openai" else [])]
+    named = {settings.provider, *(route.provider for route in settings.routes.values())}
+    needed = [*_LIBRARIES, *([_LIBRARY_OF_OPENAI] if "openai" in named else [])]
     return [name for name in needed if find_spec(name) is None]
 
 
@@ -105,12 +107,14 @@ def _shown(variable: str, loaded: Loaded) -> str:
         return "(not used)" if other else public_url(loaded.settings.redis_url.get_secret_value())
     if field == "xai_api_key_file":
         return key_file(loaded.settings)
+    if field == "routes":
+        return ", ".join(loaded.settings.routes)
     value = getattr(loaded.settings, field)
     return "***" if isinstance(value, SecretStr) else str(value)
 
 
-async def key(settings: Settings) -> Finding:
-    """Whether there is a key that can be one."""
+async def key(settings: Settings, route: Route) -> Finding:
+    """Whether there is a key that can be one. `settings`: as the route changes them."""
     if settings.provider == "echo":
         return not_checked("the provider is echo, which needs none")
     given = (settings.own_api_key, settings.xai_api_key, settings.xai_api_key_file)
@@ -120,16 +124,19 @@ async def key(settings: Settings) -> Finding:
         secret = await in_a_thread(lambda: read_key(settings))
     except ApiKeyError as error:
         found, _, advice = str(error).partition(": set ")
-        return problem(found, f"set {advice}" if advice else "set it to a file that may be read")
-    return _where(settings, secret)
+        return problem(found, f"set {advice}" if advice else "name one that may be read")
+    return _where(settings, route, secret)
 
 
-def _where(settings: Settings, secret: str) -> Finding:
+def _where(settings: Settings, route: Route, secret: str) -> Finding:
     """Which variable the key is from, and what is strange about that."""
     file = settings.xai_api_key_file
     if settings.own_api_key is not None:
         return ok("set by PROMPTQ_OPENAI_API_KEY")
-    place = "XAI_API_KEY" if file is None else f"XAI_API_KEY_FILE ({key_file(settings)})"
+    variable = (
+        "PROMPTQ_ROUTES" if route.key or route.key_file else "XAI_API_KEY" if file is None else "XAI_API_KEY_FILE"
+    )
+    place = variable if file is None else f"{variable} ({key_file(settings)})"
     if _is_at_xai(settings) and not secret.startswith("xai-"):
         return warning(f"{place} holds one that does not begin with xai-", "see whether it is xAI's: console.x.ai")
     if file is not None and settings.xai_api_key is not None:

@@ -41,7 +41,7 @@ def read_key(settings: Settings) -> str:
         return checked_key(settings.api_key(), OF_OPENAI if settings.provider == "openai" else OF_XAI)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ApiKeyError(f"cannot read XAI_API_KEY_FILE ({key_file(settings)}): {reason}") from None
+        raise ApiKeyError(f"cannot read the key's file, {key_file(settings)}: {reason}") from None
 
 
 def key_file(settings: Settings) -> str:
