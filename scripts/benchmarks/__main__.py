@@ -22,10 +22,12 @@ from rig import Rig
 from scaling import scale
 from slow import slow
 from steps import steps
+from streams import streams
 from throughput import drain, latency, million
 
 MEASURES: dict[str, Callable[[Rig], list[Figure]]] = {
-    measure.__name__: measure for measure in (drain, calls, enqueue, pickup, scale, idle, recover, million, latency)
+    measure.__name__: measure
+    for measure in (drain, calls, enqueue, pickup, scale, idle, recover, million, latency, streams)
 } | PARTS
 STEPS, SLOW = "steps", "slow"
 WIDTH = 160

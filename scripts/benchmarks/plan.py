@@ -27,6 +27,11 @@ class Plan:
     idle_settle: float = 12.0
     """From the last job to the window: longer than a lease."""
     million_jobs: int = 1_000_000
+    streams: int = 50
+    """Streamed answers at once."""
+    stream_pace: float = 80.0
+    """Tokens a second of each."""
+    stream_tokens: int = 1_200
     step_jobs: int = 5_000
     step_batch: int = 50
     """Jobs in one claim and in one settlement: what a worker with a hundred slots asks for."""
@@ -64,7 +69,8 @@ FULL = Plan()
 QUICK = Plan(
     rounds=1, drain_jobs=300, calls=100, bulk_jobs=300, single_jobs=30, pickups=10, slow_pickups=2, scale_workers=2,
     scale_slots=5, scale_latency=0.3, scale_batches=3, arq_scale_batches=1, idle_window=2.0, idle_settle=1.0,
-    million_jobs=1_000, step_jobs=200, limits_workers=2, limits_settle=1.0, limits_learning=1.0, limits_window=2.0,
+    million_jobs=1_000, streams=5, stream_tokens=40, step_jobs=200,
+    limits_workers=2, limits_settle=1.0, limits_learning=1.0, limits_window=2.0,
     limits_phase=1.5, limits_singles=10, limits_crowd=100, limits_low=100, limits_own=100, limits_tries=1,
     limits_lossy=50, limits_bigs=1,
 )  # fmt: skip
