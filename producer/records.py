@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from promptq.producer import codec
@@ -87,7 +88,8 @@ class Payer(NamedTuple):
     most: int = -1
 
 
-def routes_of(payers: Sequence[Payer]) -> Arg:
+@lru_cache(maxsize=8)
+def routes_of(payers: tuple[Payer, ...]) -> Arg:
     """As the scripts take them."""
     return codec.dumps(payers) if payers else ""
 
@@ -113,7 +115,7 @@ class ClaimRequest:
     serves: Sequence[str] = ()
     max_bytes: int = 8 * 1024 * 1024
     account: str = ""
-    payers: Sequence[Payer] = ()
+    payers: tuple[Payer, ...] = ()
 
     @property
     def token(self) -> str:

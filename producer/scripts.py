@@ -108,7 +108,7 @@ async def settle(
     *,
     wake: bool,
     account: str = "",
-    payers: Sequence[Payer] = (),
+    payers: tuple[Payer, ...] = (),
     luck: float = 0,
     now: int | None = None,
 ) -> list[str]:
@@ -208,7 +208,7 @@ def _tell_args(tellings: Sequence[Telling], ttl: int, now: int | None) -> list[A
     return args
 
 
-def _settle_head(wake: bool, account: str, payers: Sequence[Payer], luck: float, now: int | None) -> tuple[Arg, ...]:
+def _settle_head(wake: bool, account: str, payers: tuple[Payer, ...], luck: float, now: int | None) -> tuple[Arg, ...]:
     return clock(now), int(wake), account, luck, routes_of(payers)
 
 

@@ -1,7 +1,6 @@
 """The Lua scripts as a test wants them: short calls, and a clock that only the test moves."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -155,7 +154,7 @@ class Contract:
         *,
         wake: bool = False,
         account: str = "",
-        payers: Sequence[Payer] = (),
+        payers: tuple[Payer, ...] = (),
         **fields: Any,
     ) -> str:
         """Write one outcome; the word that comes back."""

@@ -19,7 +19,7 @@ from workers import ScriptedProvider, running_worker
 def an_exchange(redis: Redis, settings: Settings) -> Exchange:
     """Of a worker without streamed jobs."""
     teller = Teller(redis, 1000, lambda _: None)
-    return Exchange(redis, settings, "w", (), payers=lambda: [Payer("*", "echo")], teller=teller)
+    return Exchange(redis, settings, "w", (), payers=lambda: (Payer("*", "echo"),), teller=teller)
 
 
 def settlement(size: int) -> Settlement:

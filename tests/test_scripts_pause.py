@@ -523,10 +523,11 @@ async def test_of_two_paused_accounts_one_is_asked_about_at_a_time(contract: Con
         run = await contract.take_one(account=ACCOUNT, payers=PAYERS, serves=(model,))
         await contract.settle(run, "throttled", reason="bad_key", account=ACCOUNT, payers=PAYERS)
     contract.later(1000)
-    first = await contract.claim(account=ACCOUNT, payers=PAYERS, serves=(LANE,))
+    lanes = (LANE, "openai:gpt-x")
+    first = await contract.claim(account=ACCOUNT, payers=PAYERS, serves=lanes)
     assert first.due_in is not None
     contract.later(first.due_in)
-    second = await contract.claim(account=ACCOUNT, payers=PAYERS, serves=(LANE,))
+    second = await contract.claim(account=ACCOUNT, payers=PAYERS, serves=lanes)
     assert {first.to_probe, second.to_probe} == {ACCOUNT, "openai:x"}
 
 
@@ -535,6 +536,6 @@ async def test_a_worker_bounds_what_it_takes_of_an_account(contract: Contract, m
     """One that cannot reach a vendor leaves its jobs to others; the other vendors' it takes."""
     for lane in (LANE, "openai:gpt-y"):
         await contract.accept(*(entry(f"{lane} {number}", lane=lane) for number in range(4)))
-    runs = await contract.take(slots=9, account=ACCOUNT, payers=[Payer("openai:*", "openai:all", most)])
+    runs = await contract.take(slots=9, account=ACCOUNT, payers=(Payer("openai:*", "openai:all", most),))
     assert [run.job.model for run in runs].count(LANE) == 4
     assert len(runs) == 4 + most

@@ -231,12 +231,12 @@ class PromptWorker(Worker):
         rooms = [self._room(account) for account in {self.account, *self.models.values()}]
         return free if -1 in rooms else min(free, sum(rooms))
 
-    def _payers(self) -> Sequence[Payer]:
+    def _payers(self) -> tuple[Payer, ...]:
         """Who pays for what, and how much of it this process takes."""
         payers = self._routes.payers()
         if not self._cut_off:
             return payers
-        return [payer._replace(most=self._room(payer.account)) for payer in payers]
+        return tuple([payer._replace(most=self._room(payer.account)) for payer in payers])
 
     def _has_room_for(self, lane: str) -> bool:
         """Whether to be woken for it: a marker that is taken by a worker without room wakes nobody else."""

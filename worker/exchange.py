@@ -51,7 +51,7 @@ class Exchange:
         worker: str,
         serves: Sequence[str],
         *,
-        payers: Callable[[], Sequence[Payer]],
+        payers: Callable[[], tuple[Payer, ...]],
         teller: Teller,
     ) -> None:
         self.unsettled: list[Settlement] = []
@@ -98,7 +98,7 @@ class Exchange:
         account, payers = self._who_pays()
         return await scripts.settle(self._redis, batch, wake=True, account=account, payers=payers, luck=random.random())
 
-    def _who_pays(self) -> tuple[str, Sequence[Payer]]:
+    def _who_pays(self) -> tuple[str, tuple[Payer, ...]]:
         """The account, and those of some models: none for one that pays for all, which may start any number."""
         payers = self._payers()
         others = payers if len(payers) > 1 or payers[-1].most >= 0 else ()

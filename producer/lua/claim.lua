@@ -157,20 +157,19 @@ end
 local rooms = {} -- account -> jobs that may start
 local trying = {} -- accounts of which one job finds out whether they work
 
--- What each account lets start, and this worker's own bound for it.
-local function look_at_accounts()
-  for _, payer in ipairs(payers) do
-    local account, most = payer[2], payer[3]
-    if not rooms[account] then
-      rooms[account] = account_room(account)
-      if rooms[account] == 1 then trying[account] = true end
-      if most >= 0 then rooms[account] = math.min(rooms[account], most) end
-    end
+-- What the account of a model lets start, and this worker's own bound for it.
+local function room_of_payer(model)
+  local account, most = account_of(model)
+  if not rooms[account] then
+    rooms[account] = account_room(account)
+    if rooms[account] == 1 then trying[account] = true end
+    if most >= 0 then rooms[account] = math.min(rooms[account], most) end
   end
+  return rooms[account]
 end
 
 local function account_room_of(lane)
-  return lane == K.intake and math.huge or rooms[account_of(lane)] -- in the intake, each job has a model of its own
+  return lane == K.intake and math.huge or room_of_payer(lane) -- in the intake, each job has a model of its own
 end
 
 local MOST_ROUNDS = 1000 -- far more than there can be: a script that does not end stops the whole fleet
@@ -188,7 +187,7 @@ local function charge(id, ledger, meter)
   end
   if meter.strikes and HALF_OPEN[meter.reason] then put(meter, 'probe', now + PROBE) end
   local account = account_of(ledger.model)
-  rooms[account] = rooms[account] - 1
+  rooms[account] = room_of_payer(ledger.model) - 1
   if trying[account] then
     trying[account] = nil
     redis.call('HSET', K.account .. account, 'probe', exact(now + PROVEN))
@@ -230,7 +229,7 @@ local function take(id, lane, band)
   end
   if ledger.model ~= lane then
     local room, wait = room_of(now, meter)
-    if room == 0 or rooms[account_of(ledger.model)] == 0 then return hold_back(id, ledger, wait or MOST_HELD_BACK) end
+    if room == 0 or room_of_payer(ledger.model) == 0 then return hold_back(id, ledger, wait or MOST_HELD_BACK) end
   end
   if (ledger.stalls or 0) >= POISON_STALLS - 1 then
     if not may_take_poison then delay(id, ledger, now + 1000) return false end
@@ -331,7 +330,6 @@ end
 seen(now, worker)
 sweep(now, result_ttl)
 promote_due()
-look_at_accounts()
 for band = 0, 2 do serve_band(band) end
 for model, calls in pairs(started) do note_use(now, meter_of(model), calls, 0) end
 write_meters()

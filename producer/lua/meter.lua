@@ -254,7 +254,7 @@ local function end_pause(meter)
 end
 
 local payers = {} -- by the routes of the worker: {pattern, account, calls to start at most or -1}; the first that matches
-local accounts_of = {} -- by model, as far as asked for
+local payer_of = {} -- by model, as far as asked for
 
 -- `rows`: JSON, or '' for one account that pays for all.
 local function route(rows, account)
@@ -267,16 +267,17 @@ local function is_match(pattern, model)
   return string.sub(model, 1, #pattern - 1) == string.sub(pattern, 1, -2)
 end
 
--- Who pays for the calls of a model.
+-- Who pays for the calls of a model; and how many of this account may start by the worker's own bound.
 local function account_of(model)
-  local account = accounts_of[model]
-  if account then return account end
-  for _, payer in ipairs(payers) do
-    if is_match(payer[1], model) then
-      accounts_of[model] = payer[2]
-      return payer[2]
+  local payer = payer_of[model]
+  for i = 1, payer and 0 or #payers do
+    if is_match(payers[i][1], model) then
+      payer = payers[i]
+      payer_of[model] = payer
+      break
     end
   end
+  return payer[2], payer[3]
 end
 
 local LOOKED_AT = 15000    -- ms that a worker has to find out whether an account works again
