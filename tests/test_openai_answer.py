@@ -7,7 +7,7 @@ from promptq.producer.entries import job_of
 from promptq.producer.errors import ErrorCode
 from promptq.producer.results import Output, OutputFile, TokenLogprob, ToolCall, TopLogprob, Usage
 from promptq.worker.providers.base import LARGEST_ANSWER, Answer, ProviderError
-from promptq.worker.providers.openai_answer import answer_of
+from promptq.worker.providers.openai_answer import answer_of, completion_of
 
 JOB = job_of("Hi", {"model": "grok-4"})
 
@@ -20,13 +20,13 @@ def choice(content: str | None = "Hi", index: int = 0, **fields: Any) -> dict[st
 
 def answer(*choices: dict[str, Any], **fields: Any) -> Answer:
     """What the provider makes of such a body."""
-    return answer_of(json.dumps({"choices": choices, **fields}).encode(), JOB)
+    return answer_of(completion_of(json.dumps({"choices": choices, **fields}).encode()), JOB)
 
 
 def failure(body: bytes) -> ProviderError:
     """The error that such a body is."""
     with pytest.raises(ProviderError) as caught:
-        answer_of(body, JOB)
+        answer_of(completion_of(body), JOB)
     return caught.value
 
 

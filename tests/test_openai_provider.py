@@ -1,6 +1,7 @@
 """OpenAIProvider: OpenAI's own client over HTTP, against the simulator in a process of its own."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import socket
@@ -17,8 +18,8 @@ from promptq.producer.errors import ErrorCode
 from promptq.producer.messages import Message
 from promptq.producer.models import PromptJob
 from promptq.worker.providers import openai as openai_module
-from promptq.worker.providers import xai_key
-from promptq.worker.providers.base import LONGEST_JOB_TIMEOUT, Answer, ProviderError
+from promptq.worker.providers import openai_stream, xai_key
+from promptq.worker.providers.base import LONGEST_JOB_TIMEOUT, Answer, Delta, Hear, ProviderError
 from promptq.worker.providers.openai import OpenAIProvider
 from promptq.worker.providers.routes import build_provider
 from promptq.worker.providers.xai_key import ApiKeyError
@@ -94,6 +95,10 @@ def call(rest: OpenAIProvider, prompt: str = "Why is the sky blue?") -> "asyncio
     return asyncio.create_task(rest.sample(job(prompt), 60))
 
 
+def deaf(delta: Delta) -> None:
+    """Has the answer streamed."""
+
+
 async def refused(rest: OpenAIProvider, prompt: str = "Why is the sky blue?") -> ProviderError:
     """The error that a call brings."""
     with pytest.raises(ProviderError) as caught:
@@ -147,12 +152,15 @@ async def test_the_callers_timeout_ends_the_call_at_the_server(sim: RunningSimul
     assert totals.ended == {"CANCELLED": 1}
 
 
-async def test_cancelling_leaves_nothing_running_at_any_moment(sim: RunningSimulator, rest: OpenAIProvider) -> None:
+@pytest.mark.parametrize(("hear", "after_chunks"), [(None, 0), (deaf, 0), (deaf, 2)], ids=["whole", "start", "middle"])
+async def test_cancelling_leaves_nothing_running_at_any_moment(
+    sim: RunningSimulator, rest: OpenAIProvider, hear: Hear | None, after_chunks: int
+) -> None:
     """A call that is cancelled after any number of turns of the event loop does not run on unseen."""
     await rest.sample(job("connect"), 60)
-    await sim.control.set(faults=[{"kind": "hang"}])
+    await sim.control.set(faults=[{"kind": "hang", "after_chunks": after_chunks}])
     for turns in range(60):
-        task = call(rest, f"turn {turns}")
+        task = asyncio.create_task(rest.sample(job(f"turn {turns}"), 60, hear))
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
@@ -162,6 +170,13 @@ async def test_cancelling_leaves_nothing_running_at_any_moment(sim: RunningSimul
     await rest.sample(job("all before this have arrived"), 60)
     totals = await sim.control.until(lambda totals: totals.in_flight == 0)
     assert totals.ended.get("CANCELLED", 0) == totals.calls - 2
+
+
+async def test_a_streamed_call_leaves_its_connection_to_the_next(sim: RunningSimulator, rest: OpenAIProvider) -> None:
+    """It is read to its end: nobody pays for a handshake with each job."""
+    for _ in range(3):
+        await rest.sample(job(), 60, deaf)
+    assert (await sim.control.totals()).connections == 1
 
 
 @pytest.mark.parametrize("job_timeout", [1.0, 3600.0, 10 * LONGEST_JOB_TIMEOUT])
@@ -333,6 +348,37 @@ async def test_a_wrong_base_url_fails_no_job_for_good() -> None:
         error = await refused(rest)
     assert (error.code, error.was_sent) == (ErrorCode.UNAVAILABLE, True)
     assert error.message == "HTTP 404, and not from the API; see PROMPTQ_OPENAI_BASE_URL"
+
+
+async def test_a_server_that_does_not_stream() -> None:
+    """Its answer is paid for: it is taken as it is, and heard in one piece."""
+    heard: list[Delta] = []
+    whole = b'{"choices": [{"message": {"content": "Hi", "reasoning": "Hm"}, "finish_reason": "stop"}]}'
+    async with answering("200 OK", whole) as url, open_provider(url) as rest:
+        answer = await rest.sample(job(), 60, heard.append)
+    assert (answer.content, heard) == ("Hi", [Delta("Hi", "Hm")])
+
+
+async def test_a_server_that_leaves_its_stream_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last event the answer is there; the connection is given up."""
+    monkeypatch.setattr(openai_stream, "LINGER", 0.01)
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    events = b'data: {"choices": [{"delta": {"content": "Hi"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+    closed = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head + events)
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(1 << 16):
+                pass
+        closed.set()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server, open_provider(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1") as rest:
+        assert (await rest.sample(job(), 60, deaf)).content == "Hi"
+        await asyncio.wait_for(closed.wait(), 5)
 
 
 # Secrets

@@ -13,16 +13,26 @@ from itertools import chain
 from typing import Any, Final, Self
 from urllib.request import getproxies
 
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+from openai import APIConnectionError, AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 from pydantic import SecretStr
 
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
 from promptq.worker.providers.accounts import Account, Accounts, place_of
-from promptq.worker.providers.base import OF_THE_ACCOUNT, PROBE_TIMEOUT, Answer, Hear, ProviderError, longest_call
-from promptq.worker.providers.openai_answer import answer_of
+from promptq.worker.providers.base import (
+    OF_THE_ACCOUNT,
+    PROBE_TIMEOUT,
+    Answer,
+    Delta,
+    Hear,
+    ProviderError,
+    longest_call,
+)
+from promptq.worker.providers.conversation import conversation_headers
+from promptq.worker.providers.openai_answer import Completion, answer_of, completion_of
 from promptq.worker.providers.openai_errors import error_of
 from promptq.worker.providers.openai_request import body_of
+from promptq.worker.providers.openai_stream import completion_in
 from promptq.worker.providers.wording import presentable, quotable_texts, without_quotes
 from promptq.worker.providers.xai_key import OF_OPENAI, KeyFile, checked_key, read_key
 from promptq.worker.settings import Settings
@@ -93,20 +103,23 @@ class OpenAIProvider:
         """
         return self._accounts.present().name
 
-    async def sample(self, job: PromptJob, timeout: float, hear: Hear | None = None) -> Answer:  # noqa: ARG002
+    async def sample(self, job: PromptJob, timeout: float, hear: Hear | None = None) -> Answer:
         """As `Provider.sample`. The client's exceptions are not chained: their text may hold the prompt."""
         del timeout  # the caller's; the client's own is longer than any
-        body = body_of(job)
+        body, headers = body_of(job), conversation_headers(job)
         account = self._accounts.present()
         try:
             with account.lend() as connections:
-                answer = await connections.ask(body)
+                ask = connections.ask(body, headers) if hear is None else connections.hear(body, headers, hear)
+                completion = await ask
+        except ProviderError:
+            raise
         except (TypeError, ValueError) as error:  # text that is no Unicode: the body could not be written
             said = self._without_secrets(f"{type(error).__name__}: {error}", job)
             raise ProviderError(ErrorCode.INVALID_REQUEST, presentable(said)) from None
         except Exception as error:  # noqa: BLE001 - whatever the client raises, the job must learn of it
             raise self._failure(error, account, job) from None
-        return answer_of(answer, job)
+        return answer_of(completion, job)
 
     async def probe(self) -> None:
         """As `Provider.probe`: asks for the list of models. Reads the key's file anew; credit is not told here."""
@@ -163,11 +176,24 @@ class Connections:
             http_client=DefaultAsyncHttpxClient(limits=limits, transport=_transport(limits)),
         )
 
-    async def ask(self, body: Mapping[str, Any]) -> bytes:
-        """The JSON that answers a chat completion. Raises what the client does; a cancel ends the request."""
-        answer = await self._client.chat.completions.with_raw_response.create(**body)
-        content: bytes = answer.content
-        return content
+    async def ask(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Completion:
+        """A chat completion, whole. Raises what the client does, or ProviderError; a cancel ends the request."""
+        answer = await self._client.chat.completions.with_raw_response.create(**body, extra_headers=headers)
+        return completion_of(answer.content)
+
+    async def hear(self, body: Mapping[str, Any], headers: Mapping[str, str], hear: Hear) -> Completion:
+        """The same, heard as it comes. Raises also ErrorEvent."""
+        asked = {**body, "stream": True, "stream_options": {"include_usage": True}, "extra_headers": headers}
+        async with self._client.chat.completions.with_streaming_response.create(**asked) as response:
+            try:
+                if _is_stream(response):
+                    return await completion_in(response.iter_bytes(), hear)
+                completion = completion_of(await response.read())  # paid for, whatever was asked
+            except _http.RequestError as error:  # the client names only those that come before the answer begins
+                raise APIConnectionError(request=response.http_request) from error
+        for choice in completion.choices:
+            hear(Delta(choice.content, choice.message.reasoning_content, choice.message.calls, choice.index))
+        return completion
 
     async def list_models(self) -> None:
         """Ask for what there is, at no cost. Raises what the client does."""
@@ -176,6 +202,10 @@ class Connections:
     async def aclose(self) -> None:
         """Close them all."""
         await self._client.close()
+
+
+def _is_stream(response: Any) -> bool:
+    return bool(response.headers.get("content-type", "").startswith("text/event-stream"))
 
 
 def _transport(limits: Any) -> Any:

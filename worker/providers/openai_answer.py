@@ -1,6 +1,6 @@
 """From the JSON of a chat completion to an Answer. Reads the JSON itself: servers differ in what they leave out."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -20,31 +20,32 @@ _SERVER_TOOLS: Final = {"code_interpreter": "code_execution"}
 """Where xAI's REST has another name than its gRPC."""
 
 
-def _none_is_empty(default: Any) -> BeforeValidator:
+def none_is_empty(default: Any) -> BeforeValidator:
+    """Null is read as this."""
     return BeforeValidator(lambda given: default if given is None else given)
 
 
-Count = Annotated[int, _none_is_empty(0)]
-Words = Annotated[str, _none_is_empty("")]
+Count = Annotated[int, none_is_empty(0)]
+Words = Annotated[str, none_is_empty("")]
 
 
-class _Read(BaseModel):
+class Read(BaseModel):
     """Null is the same as left out; what is new to us is passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class _PromptDetails(_Read):
+class _PromptDetails(Read):
     cached_tokens: Count = 0
     text_tokens: Count = 0
     image_tokens: Count = 0
 
 
-class _CompletionDetails(_Read):
+class _CompletionDetails(Read):
     reasoning_tokens: Count = 0
 
 
-class _Usage(_Read):
+class _Usage(Read):
     prompt_tokens: Count = 0
     completion_tokens: Count = 0
     total_tokens: int | None = None
@@ -70,48 +71,59 @@ class _Usage(_Read):
         )
 
 
-class _Function(_Read):
+class CalledFunction(Read):
+    """What is called, and with what."""
+
     name: str
     arguments: Words = ""
 
 
-class _ToolCall(_Read):
+class CalledTool(Read):
+    """One call."""
+
     id: Words = ""
     type: Words = ""
-    function: _Function
+    function: CalledFunction
 
     def told(self) -> ToolCall:
+        """As it stands in results."""
         kind = (self.type or "function").removesuffix("_call")
         kind = _SERVER_TOOLS.get(kind, kind)
         return ToolCall(id=self.id, name=self.function.name, arguments=self.function.arguments, type=kind)
 
 
-class _Message(_Read):
+class Said(Read):
+    """A message, or a piece of one."""
+
     content: Words = ""
     refusal: Words = ""
     # vLLM and others call it `reasoning`.
     reasoning_content: Words = Field("", validation_alias=AliasChoices("reasoning_content", "reasoning"))
-    tool_calls: Annotated[tuple[_ToolCall, ...], _none_is_empty(())] = ()
+    tool_calls: Annotated[tuple[CalledTool, ...], none_is_empty(())] = ()
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
+        """As they stand in results."""
         return tuple(call.told() for call in self.tool_calls)
 
 
-class _TopLogprob(_Read):
+class _TopLogprob(Read):
     token: str
     logprob: float
     bytes: tuple[int, ...] | None = None
 
 
 class _Logprob(_TopLogprob):
-    top_logprobs: Annotated[tuple[_TopLogprob, ...], _none_is_empty(())] = ()
+    top_logprobs: Annotated[tuple[_TopLogprob, ...], none_is_empty(())] = ()
 
 
-class _Logprobs(_Read):
-    content: Annotated[tuple[_Logprob, ...], _none_is_empty(())] = ()
+class Logprobs(Read):
+    """Of the tokens of one output, or of some of them."""
+
+    content: Annotated[tuple[_Logprob, ...], none_is_empty(())] = ()
 
     def told(self) -> tuple[TokenLogprob, ...]:
+        """As they stand in results."""
         return tuple(
             TokenLogprob(**_token(each), top_logprobs=tuple(TopLogprob(**_token(top)) for top in each.top_logprobs))
             for each in self.content
@@ -122,14 +134,17 @@ def _token(token: _TopLogprob) -> dict[str, Any]:
     return {"token": token.token, "logprob": token.logprob, "bytes": token.bytes or None}
 
 
-class _Choice(_Read):
+class Choice(Read):
+    """One of the answers."""
+
     index: Count = 0
-    message: _Message
+    message: Said
     finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
+    logprobs: Logprobs | None = None
 
     @property
     def reason(self) -> str:
+        """Why it ended, in our words."""
         return _FINISH_REASONS.get(self.finish_reason or "", UNKNOWN)
 
     @property
@@ -138,6 +153,7 @@ class _Choice(_Read):
         return self.message.content or self.message.refusal
 
     def told(self) -> Output:
+        """As it stands in results, one of several."""
         return Output(
             index=self.index,
             content=self.content,
@@ -148,27 +164,34 @@ class _Choice(_Read):
         )
 
 
-class _OutputFile(_Read):
+class _OutputFile(Read):
     file_id: str
     name: Words = ""
 
 
-class _Completion(_Read):
+class Head(Read):
+    """What an answer has beside its outputs, whole or in each chunk."""
+
     id: Words = ""
     model: Words = ""
-    choices: Annotated[tuple[_Choice, ...], _none_is_empty(())] = ()
     usage: _Usage | None = None
-    citations: Annotated[tuple[str, ...], _none_is_empty(())] = ()
-    output_files: Annotated[tuple[_OutputFile, ...], _none_is_empty(())] = ()
+    citations: Annotated[tuple[str, ...], none_is_empty(())] = ()
+    output_files: Annotated[tuple[_OutputFile, ...], none_is_empty(())] = ()
     system_fingerprint: str | None = None
     service_tier: str | None = None
 
 
-def answer_of(body: bytes, job: PromptJob) -> Answer:
-    """The answer. Raises ProviderError if there is none in it, or too much; that quotes nothing of it."""
-    if len(body) > LARGEST_ANSWER:
-        raise ProviderError(ErrorCode.TOO_LARGE, f"the answer has {len(body):,} bytes, {LARGEST_ANSWER:,} at most")
-    read = _completion(body)
+class Completion(Head):
+    """All of it."""
+
+    choices: Annotated[tuple[Choice, ...], none_is_empty(())] = ()
+
+
+ReadT = TypeVar("ReadT", bound=Read)
+
+
+def answer_of(read: Completion, job: PromptJob) -> Answer:
+    """The answer. Raises ProviderError if there is none in it."""
     usage = read.usage.told() if read.usage else Usage()
     if not read.choices:
         raise ProviderError(ErrorCode.PROVIDER_ERROR, "an answer without any output", usage=usage)
@@ -193,11 +216,24 @@ def answer_of(body: bytes, job: PromptJob) -> Answer:
     )
 
 
-def _completion(body: bytes) -> _Completion:
+def completion_of(body: bytes) -> Completion:
+    """What came. Raises ProviderError if that is something else, or too much of it; the error quotes nothing of it."""
+    if len(body) > LARGEST_ANSWER:
+        raise too_large()
+    return read_as(Completion, body)
+
+
+def read_as(kind: type[ReadT], body: bytes) -> ReadT:
+    """JSON as this model. Raises ProviderError, as `completion_of`."""
     try:
-        return _Completion.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(step) for step in first["loc"]) or "all of it"
         said = f"what came is no chat completion: {where}: {first['type']}; see PROMPTQ_OPENAI_BASE_URL"
         raise ProviderError(ErrorCode.PROVIDER_ERROR, said) from None
+
+
+def too_large() -> ProviderError:
+    """An answer, whole or streamed, that nobody takes."""
+    return ProviderError(ErrorCode.TOO_LARGE, f"the answer is larger than {LARGEST_ANSWER:,} bytes")

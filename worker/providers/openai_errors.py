@@ -11,6 +11,7 @@ from pydantic_core import from_json
 
 from promptq.producer.errors import ErrorCode
 from promptq.worker.providers.base import ProviderError
+from promptq.worker.providers.openai_stream import ErrorEvent
 from promptq.worker.providers.wording import meaning_of, presentable, retry_after
 
 _CODES: Final = {
@@ -46,6 +47,30 @@ _UNPAID_CODE: Final = "failed-precondition"
 _NEVER_SENT: Final = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
 """By name, since httpx has another one with each major version of the client."""
 
+_BY_NAME: Final = {
+    "invalid-argument": 400,
+    "failed-precondition": 400,
+    "out-of-range": 400,
+    "invalid-request-error": 400,
+    "unauthenticated": 401,
+    "authentication-error": 401,
+    "permission-denied": 403,
+    "permission-error": 403,
+    "not-found": 404,
+    "not-found-error": 404,
+    "already-exists": 409,
+    "aborted": 409,
+    "resource-exhausted": 429,
+    "rate-limit-exceeded": 429,
+    "rate-limit-error": 429,
+    "cancelled": 499,
+    "unimplemented": 501,
+    "unavailable": 503,
+    "overloaded-error": 503,
+    "deadline-exceeded": 504,
+}
+"""The status that a server's code stands for, where it cannot send one: its stream has begun, with 200. Else 500."""
+
 Hide = Callable[[str], str]
 
 
@@ -56,6 +81,9 @@ def error_of(error: Exception, hide: Hide) -> ProviderError:
             return _refusal(error, hide)
         case openai.APIConnectionError():
             return _broken(error, hide)
+        case ErrorEvent():
+            body = _object_in(error.body) or {}
+            return _told_error(_status_in(body), body, "in the stream", hide)
         case _:
             return ProviderError(ErrorCode.PROVIDER_ERROR, presentable(hide(f"{type(error).__name__}: {error}")))
 
@@ -68,11 +96,17 @@ def _refusal(error: openai.APIStatusError, hide: Hide) -> ProviderError:
         meaning = _by_status(status) if status in _BY_ANYBODY else ErrorCode.UNAVAILABLE
         said = f"HTTP {status}, and not from the API; see PROMPTQ_OPENAI_BASE_URL"
         return ProviderError(meaning, said, retry_after=wait)
+    failure = _told_error(status, body, f"HTTP {status}", hide)
+    failure.retry_after = wait
+    return failure
+
+
+def _told_error(status: int, body: Mapping[str, Any], where: str, hide: Hide) -> ProviderError:
     code, words = _told(body)
     said = hide(words)
     may_be_unpaid = status in _UNPAID or code == _UNPAID_CODE
     meaning = _CODES.get(code) or meaning_of(said, may_be_unpaid=may_be_unpaid) or _by_status(status)
-    return ProviderError(meaning, presentable(f"HTTP {status}: {said}" if said else f"HTTP {status}"), retry_after=wait)
+    return ProviderError(meaning, presentable(f"{where}: {said}" if said else where))
 
 
 def _broken(error: openai.APIConnectionError, hide: Hide) -> ProviderError:
@@ -88,6 +122,19 @@ def _broken(error: openai.APIConnectionError, hide: Hide) -> ProviderError:
 
 def _by_status(status: int) -> ErrorCode:
     return _STATUSES.get(status, ErrorCode.UNAVAILABLE if status >= 500 else ErrorCode.INVALID_REQUEST)
+
+
+def _status_in(body: Mapping[str, Any]) -> int:
+    """As a number, or by name; servers differ in where they have it."""
+    inner = body.get("error")
+    told = inner if isinstance(inner, dict) else body
+    for name in ("code", "status", "type"):
+        value = told.get(name)
+        if isinstance(value, str) and (status := _BY_NAME.get(value.lower().replace("_", "-"))):
+            return status
+        if str(value).isdecimal() and 400 <= int(str(value)) < 600:
+            return int(str(value))
+    return 500
 
 
 def _object_in(body: bytes) -> Mapping[str, Any] | None:

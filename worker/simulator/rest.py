@@ -110,8 +110,8 @@ async def _stream(request: web.Request, asked: Asked, chunks: Chunks) -> web.Str
     """Sends the events. What goes wrong before the first chunk is an error with its own HTTP status."""
     first = await anext(chunks)
     response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
-    await response.prepare(request)
     try:
+        await response.prepare(request)
         await _send(response, chunk_json(first, asked))
         async for chunk in chunks:
             await _send(response, chunk_json(chunk, asked))
