@@ -398,6 +398,29 @@ async def test_a_stream_that_is_not_read_to_its_end() -> None:
     assert (totals.in_flight, totals.ended) == (0, {"CANCELLED": 1})
 
 
+async def test_a_conversation_begins_in_the_cache() -> None:
+    """With what its last call has in common with it, as far as generations started; by key, model and name."""
+    generations = Generations(State(Knobs(faults=(Fault(kind="status", match="refused"),))))
+
+    async def cached(*said: str, model: str = "grok-4", **caller: str) -> int:
+        messages = [user(each) for each in said]
+        request = chat_pb2.GetCompletionsRequest(model=model, messages=messages)
+        response = await generations.answer(request, Caller(**{"key": "key", "peer": "", "conversation": "c"} | caller))
+        return response.usage.cached_prompt_text_tokens
+
+    assert await cached("a" * 40) == 0
+    with pytest.raises(Refusal):
+        await cached("a" * 40, "b" * 20, "refused")
+    assert await cached("a" * 40, "b" * 20, "now") == 10
+    assert await cached("a" * 40, "b" * 20, "now", "then") == 16
+    assert await cached("a" * 40, "other", "now") == 10
+    assert await cached("other") == 0
+    await cached("a" * 40)
+    for elsewhere in ({"model": "grok-3"}, {"key": "other"}, {"conversation": "d"}, {"conversation": ""}):
+        assert await cached("a" * 40, **elsewhere) == 0
+    assert await cached("a" * 40, conversation="") == 0
+
+
 async def test_a_reset_forgets_answers_and_ends_no_call() -> None:
     """Stored and deferred answers go with the knobs; a deferred call that hangs goes on in the old books."""
     state = State(Knobs(faults=(Fault(kind="hang", match="deferred"),)))

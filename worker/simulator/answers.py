@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from xai_sdk.proto import chat_pb2, sample_pb2, usage_pb2
 
@@ -61,6 +61,11 @@ class Plan(NamedTuple):
     outputs: Sequence[chat_pb2.CompletionOutput] = ()
     citations: Sequence[str] = ()
 
+    def with_cached(self, tokens: int) -> Self:
+        """The same with at least so many tokens of the prompt from the cache."""
+        cached = max(tokens, self.usage.cached_prompt_text_tokens)
+        return self._replace(usage=replace(self.usage, cached_prompt_text_tokens=cached))
+
 
 def read_prompt(request: chat_pb2.GetCompletionsRequest, earlier: Iterable[chat_pb2.Message] = ()) -> Prompt:
     """Reads the messages, behind those of an earlier conversation.
@@ -71,15 +76,19 @@ def read_prompt(request: chat_pb2.GetCompletionsRequest, earlier: Iterable[chat_
     characters = attachments = 0
     for message in (*earlier, *request.messages) if earlier else request.messages:
         text = "\n".join([part.text for part in message.content if part.text])
-        characters += len(text) + len(message.encrypted_content)
+        characters += characters_in(message)
         attachments += sum([part.HasField("image_url") or part.HasField("file") for part in message.content])
-        for call in message.tool_calls:
-            characters += len(call.function.name) + len(call.function.arguments)
         if message.role == chat_pb2.ROLE_USER:
             asked = text
     for tool in request.tools:
         characters += len(tool.function.name) + len(tool.function.description) + len(tool.function.parameters)
     return Prompt(asked or text, tokens_in(characters), attachments * TOKENS_PER_ATTACHMENT)
+
+
+def characters_in(message: chat_pb2.Message) -> int:
+    """That count as tokens of text."""
+    called = sum([len(call.function.name) + len(call.function.arguments) for call in message.tool_calls])
+    return sum([len(part.text) for part in message.content]) + len(message.encrypted_content) + called
 
 
 def plan_answer(request: chat_pb2.GetCompletionsRequest, prompt: Prompt, knobs: Knobs, size: int | None = None) -> Plan:

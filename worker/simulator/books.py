@@ -109,6 +109,7 @@ class JournalEntry(_Frozen):
         prompt: Text of the last user message, its first 1,000 characters.
         generation: Whether a generation was started.
         key: Fingerprint of the API key, empty if there was none.
+        conversation: What `x-grok-conv-id` said, empty if it was not there.
         started_at: Seconds since the epoch.
         ended_at: Seconds since the epoch; None while it is in flight.
         ended: How it ended, as in `Totals.ended`; None while it is in flight.
@@ -120,6 +121,7 @@ class JournalEntry(_Frozen):
     prompt: str
     generation: bool
     key: str
+    conversation: str
     started_at: float
     ended_at: float | None
     ended: str | None
@@ -138,14 +140,28 @@ class Tally:
 class Call:
     """A call on the books, open until `Books.close`."""
 
-    __slots__ = ("ended", "ended_at", "key", "model", "number", "prompt", "started_at", "tally", "usage")
+    __slots__ = (
+        "conversation",
+        "ended",
+        "ended_at",
+        "key",
+        "model",
+        "number",
+        "prompt",
+        "started_at",
+        "tally",
+        "usage",
+    )
 
-    def __init__(self, number: int, model: str, prompt: str, key: str, *, started_at: float, tally: Tally) -> None:
+    def __init__(
+        self, number: int, model: str, prompt: str, key: str, *, conversation: str, started_at: float, tally: Tally
+    ) -> None:
         self.number = number
         self.model = model
         self.tally = tally
         self.prompt = prompt[:PROMPT_LENGTH]
         self.key = key
+        self.conversation = conversation
         self.started_at = started_at
         self.ended_at: float | None = None
         self.ended: str | None = None
@@ -159,6 +175,7 @@ class Call:
             prompt=self.prompt,
             generation=self.usage is not None,
             key=self.key,
+            conversation=self.conversation,
             started_at=self.started_at,
             ended_at=self.ended_at,
             ended=self.ended,
@@ -181,7 +198,7 @@ class Books:
         self._peers: set[str] = set()
         self._tallies: dict[tuple[int, str], Tally] = {}
 
-    def open(self, *, model: str, prompt: str, key: str, peer: str) -> Call:
+    def open(self, *, model: str, prompt: str, key: str, peer: str, conversation: str = "") -> Call:
         """Books a call as seen; `key` is a fingerprint, `peer` names the connection."""
         self._calls += 1
         self._in_flight += 1
@@ -190,7 +207,7 @@ class Books:
         now = time.time()
         tally = self._tally(int(now), model)
         tally.calls += 1
-        call = Call(self._calls, model, prompt, key, started_at=now, tally=tally)
+        call = Call(self._calls, model, prompt, key, conversation=conversation, started_at=now, tally=tally)
         self._journal.append(call)
         return call
 

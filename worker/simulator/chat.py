@@ -5,7 +5,7 @@ from contextlib import aclosing
 from xai_sdk.proto import chat_pb2, chat_pb2_grpc, deferred_pb2
 
 from promptq.worker.simulator.context import CallContext, StreamContext
-from promptq.worker.simulator.credentials import fingerprint_in
+from promptq.worker.simulator.credentials import conversation_in, fingerprint_in
 from promptq.worker.simulator.generations import Caller, Generations
 from promptq.worker.simulator.refusals import Refusal, no_key, refuse_key, send
 from promptq.worker.simulator.state import State
@@ -95,4 +95,5 @@ class ChatService(chat_pb2_grpc.ChatServicer):
 
 
 def _caller(context: CallContext) -> Caller:
-    return Caller(fingerprint_in(context.invocation_metadata()), context.peer())
+    metadata = tuple(context.invocation_metadata())
+    return Caller(fingerprint_in(metadata), context.peer(), conversation_in(metadata))

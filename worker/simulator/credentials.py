@@ -1,4 +1,4 @@
-"""Recognises API keys without keeping them."""
+"""Recognises API keys without keeping them, and conversations."""
 
 import hashlib
 import re
@@ -15,6 +15,11 @@ def fingerprint_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
         if name == "authorization":
             return _fingerprint(str(value))
     return ""
+
+
+def conversation_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The conversation of a call; empty if it names none."""
+    return next((str(value) for name, value in metadata if name.lower() == "x-grok-conv-id"), "")
 
 
 def fingerprint_of(key: str) -> str:

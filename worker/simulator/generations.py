@@ -11,6 +11,7 @@ from xai_sdk.proto import chat_pb2
 
 from promptq.worker.simulator.answers import Plan, Prompt, compose_answer, plan_answer, read_prompt
 from promptq.worker.simulator.books import CANCELLED, FAILED, OK, Books, Call, TokenUsage
+from promptq.worker.simulator.caches import Place
 from promptq.worker.simulator.chunks import cut
 from promptq.worker.simulator.knobs import Fault
 from promptq.worker.simulator.refusals import (
@@ -28,10 +29,11 @@ from promptq.worker.simulator.state import State
 
 
 class Caller(NamedTuple):
-    """Who calls: the fingerprint of the API key, empty without one, and the connection."""
+    """Who calls: the fingerprint of the API key, the connection, and the conversation; empty without one."""
 
     key: str
     peer: str
+    conversation: str = ""
 
 
 class _Booked(NamedTuple):
@@ -123,7 +125,13 @@ class Generations:
         earlier = self._state.conversations.messages_until(request.previous_response_id)
         prompt = read_prompt(request, earlier or ())
         books = self._state.books
-        call = books.open(model=request.model, prompt=prompt.text, key=caller.key, peer=caller.peer)
+        call = books.open(
+            model=request.model,
+            prompt=prompt.text,
+            key=caller.key,
+            peer=caller.peer,
+            conversation=caller.conversation,
+        )
         try:
             yield _Booked(call, books, request, earlier, prompt)
         except Refusal as refusal:
@@ -150,7 +158,10 @@ class Generations:
             raise not_found("Response", request.previous_response_id)
         size = fault.size if fault and fault.kind == "oversized" else None
         plan = plan_answer(request, prompt, self._state.knobs, size)
+        place, said = Place(call.key, call.model, call.conversation), (*earlier, *request.messages)
+        plan = plan.with_cached(self._state.cache.tokens(place, said))
         self._charge(books, call, plan.usage)
+        self._state.cache.keep(place, said)
         return _Generation(request, earlier, prompt, plan, fault)
 
     def _charge(self, books: Books, call: Call, usage: TokenUsage) -> None:

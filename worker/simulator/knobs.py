@@ -187,7 +187,8 @@ class Knobs(_Frozen):
         answer_tokens: Length of the answer: a whole number or `uniform:LOW,HIGH`. The same prompt
             always gets the same length.
         reasoning_tokens: Tokens thought before the answer, like `answer_tokens`.
-        cached_share: Share of the prompt's text tokens that counts as cached, 0 to 1.
+        cached_share: Share of the prompt's text tokens that counts as cached, 0 to 1. In a conversation
+            (`x-grok-conv-id`) at least what the prompt has in common with the one before it.
         cost_in_usd_ticks: Cost of a token, also as text `PROMPT,COMPLETION`; None (`none`) leaves
             the cost out of the usage.
         max_concurrent_streams: Calls at a time that one connection may have; None is no limit. Only

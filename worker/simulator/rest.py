@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from xai_sdk.proto import chat_pb2
 
 from promptq.worker.simulator.addresses import bound
-from promptq.worker.simulator.credentials import fingerprint_in
+from promptq.worker.simulator.credentials import conversation_in, fingerprint_in
 from promptq.worker.simulator.generations import Caller, Generations
 from promptq.worker.simulator.knobs import MIB
 from promptq.worker.simulator.refusals import Dropped, Refusal, no_key, not_found, refuse_key
@@ -145,7 +145,8 @@ def _json(body: dict[str, Any], status: int = 200, headers: dict[str, str] | Non
 def _caller(request: web.Request) -> Caller:
     key = fingerprint_in([("authorization", request.headers.get("authorization", ""))])
     peer = request.transport.get_extra_info("peername") if request.transport else None
-    return Caller(key, f"rest:{peer[0]}:{peer[1]}" if peer else "rest")
+    place = f"rest:{peer[0]}:{peer[1]}" if peer else "rest"
+    return Caller(key, place, conversation_in(request.headers.items()))
 
 
 def _model(name: str) -> dict[str, Any]:

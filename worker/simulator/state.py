@@ -7,13 +7,14 @@ from typing import Any
 
 from promptq.worker.simulator.books import Books, Totals
 from promptq.worker.simulator.buckets import Meters
+from promptq.worker.simulator.caches import PromptCache
 from promptq.worker.simulator.conversations import Conversations
 from promptq.worker.simulator.faults import FaultPicker
 from promptq.worker.simulator.knobs import Knobs
 
 
 class State:
-    """Knobs, books, meters of the rate limits, what is left of the credit, the faults still to come, and conversations.
+    """Knobs, books, meters of the rate limits, what is left of the credit, the faults still to come, and what is kept.
 
     A call that is in flight when the books are reset ends in the old books: the new ones never hear
     of it.
@@ -23,6 +24,7 @@ class State:
     meters: Meters
     faults: FaultPicker
     conversations: Conversations
+    cache: PromptCache
     _random: random.Random
 
     def __init__(self, knobs: Knobs) -> None:
@@ -74,6 +76,7 @@ class State:
         self.knobs = knobs
         self.meters = Meters(knobs.limits)
         self.conversations = Conversations()
+        self.cache = PromptCache()
         self._credit = knobs.credit_in_usd_ticks
         self._start_draws()
 
