@@ -1,6 +1,10 @@
-"""Both clients of xAI, gRPC and REST: the same jobs have the same results, the same faults the same codes."""
+"""Both clients of xAI, gRPC and REST, whole or streamed: the same jobs have the same results, the same faults the same
+codes.
+"""
 
+import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -11,7 +15,8 @@ import pytest_asyncio
 from promptq.producer import JobResult, JobStatus, PromptQueue
 from promptq.producer.entries import job_of
 from promptq.producer.errors import ErrorCode
-from promptq.worker.providers.base import Answer, Provider, ProviderError
+from promptq.producer.results import ToolCall
+from promptq.worker.providers.base import Answer, Delta, Hear, Provider, ProviderError
 from promptq.worker.providers.openai import OpenAIProvider
 from promptq.worker.providers.xai import XaiProvider
 from promptq.worker.simulator.process import RunningSimulator, running_simulator
@@ -20,7 +25,7 @@ from workers import running_worker
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.filterwarnings("ignore:chat.sample_batch will be deprecated:PendingDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:chat.(sample|stream)_batch will be deprecated:PendingDeprecationWarning"),
 ]
 
 KEY: Final = "xai-Zq8tR2mWv5Lk0Ns7Yb3HcJd6"
@@ -94,6 +99,16 @@ JOBS: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
     "a search": (QUESTION, {"search_parameters": {"mode": "on", "sources": [{"type": "web"}]}}),
 }
 
+# REST has no words for these.
+OF_GRPC_ALONE: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
+    "xAI's own tools": (QUESTION, {"tools": [{"type": "web_search"}, {"type": "x_search"}, WEATHER]}),
+    "their results": (
+        QUESTION,
+        {"tools": [{"type": "web_search"}, {"type": "code_execution"}], "include": ["web_search_call_output"]},
+    ),
+    "encrypted reasoning": (QUESTION, {"use_encrypted_content": True, "reasoning_effort": "low"}),
+}
+
 # What one answer has and another cannot.
 OF_THE_CALL: Final = {"response_id": "each call has its own"}
 OF_THE_RUN: Final = {
@@ -117,9 +132,9 @@ async def shared_simulator() -> AsyncIterator[RunningSimulator]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def sim(shared_simulator: RunningSimulator) -> RunningSimulator:
-    """Empty books; answers of many lengths, part of each prompt from the cache."""
+    """Empty books; answers of many lengths, in small chunks, part of each prompt from the cache."""
     await shared_simulator.control.reset()
-    await shared_simulator.control.set(answer_tokens="uniform:30,300", cached_share=0.5)
+    await shared_simulator.control.set(answer_tokens="uniform:30,300", tokens_per_chunk=4, cached_share=0.5)
     return shared_simulator
 
 
@@ -133,20 +148,75 @@ async def both(sim: RunningSimulator) -> AsyncIterator[tuple[Provider, Provider]
     await rest.aclose()
 
 
-async def told(provider: Provider, name: str) -> dict[str, Any]:
+async def told(provider: Provider, name: str, hear: Hear | None = None) -> dict[str, Any]:
     """All of the answer that is not of this call alone."""
-    messages, options = JOBS[name]
-    answer = await provider.sample(job_of(messages, {"model": "grok-4", **options}), 60)
+    messages, options = (JOBS | OF_GRPC_ALONE)[name]
+    answer = await provider.sample(job_of(messages, {"model": "grok-4", **options}), 60, hear)
     return answer._asdict() | dict.fromkeys(OF_THE_CALL, None)
+
+
+Text = dict[int, tuple[str, str, tuple[ToolCall, ...]]]
+
+
+async def streamed(provider: Provider, name: str) -> dict[str, Any]:
+    """The same, of an answer that comes in pieces, which put together are its outputs."""
+    heard: list[Delta] = []
+    answer = await told(provider, name, heard.append)
+    pieces: Text = {}
+    for delta in heard:
+        content, reasoning, calls = pieces.get(delta.output, ("", "", ()))
+        pieces[delta.output] = (
+            content + delta.content,
+            reasoning + delta.reasoning_content,
+            calls + delta.tool_calls,
+        )
+    assert pieces == written(answer)
+    assert len(heard) > (1 if answer["content"] else 0)
+    return answer
+
+
+def written(answer: dict[str, Any]) -> Text:
+    """What there is to hear of it, output by output."""
+    calls = (*answer["server_tool_calls"], *answer["tool_calls"])
+    whole = {0: (answer["content"], answer["reasoning_content"], calls)}
+    several = {out.index: (out.content, out.reasoning_content, out.tool_calls) for out in answer["outputs"]}
+    return several or whole
 
 
 @pytest.mark.parametrize("name", JOBS)
 async def test_the_same_answer(sim: RunningSimulator, both: tuple[Provider, Provider], name: str) -> None:
-    """Field by field, usage and cost included; and the same was charged."""
-    by_grpc, by_rest = [await told(provider, name) for provider in both]
-    assert by_rest == by_grpc
-    one, other = await sim.control.journal()
-    assert (one.usage, one.prompt, one.key) == (other.usage, other.prompt, other.key)
+    """Field by field, usage and cost included, whole or streamed; and the same was charged."""
+    answers = [await ask(provider, name) for provider in both for ask in (told, streamed)]
+    for answer in answers[1:]:
+        assert answer == answers[0]
+    one, *others = await sim.control.journal()
+    assert {(entry.usage, entry.prompt, entry.key) for entry in others} == {(one.usage, one.prompt, one.key)}
+
+
+@pytest.mark.parametrize("name", OF_GRPC_ALONE)
+async def test_the_same_answer_in_a_stream(both: tuple[Provider, Provider], name: str) -> None:
+    """Of what only gRPC can say: turns of xAI's own tools are outputs of their own, and the last one is the answer."""
+    assert await streamed(both[0], name) == await told(both[0], name)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_conversation_is_known_by_a_digest(
+    sim: RunningSimulator, both: tuple[Provider, Provider], is_streamed: bool
+) -> None:
+    """The same for each of its jobs and for both clients; what they begin with is cached; other jobs have none."""
+    said = [{"role": "user", "content": f"{QUESTION} {number}"} for number in range(3)]
+    cached = []
+    for provider in both:
+        for count in (1, 2, 3):
+            job = job_of(said[:count], {"model": type(provider).__name__, "conversation": "Ann's chat, ü"})
+            answer = await provider.sample(job, 60, deaf if is_streamed else None)
+            cached.append(answer.usage.cached_prompt_tokens / answer.usage.prompt_tokens)
+        await provider.sample(job_of(QUESTION, {"model": "grok-4"}), 60, deaf if is_streamed else None)
+    names = [entry.conversation for entry in await sim.control.journal()]
+    assert set(names) == {names[0], ""}
+    assert [bool(name) for name in names] == [True, True, True, False] * 2
+    assert re.fullmatch("[0-9a-f]{32}", names[0])
+    assert cached == pytest.approx([0.5, 0.5, 2 / 3] * 2, rel=0.1)
 
 
 async def test_the_jobs_differ(both: tuple[Provider, Provider]) -> None:
@@ -179,12 +249,19 @@ async def test_the_same_results(both: tuple[Provider, Provider], redis_url: str)
         assert by_rest.provider == "openai"
 
 
-async def failures(both: tuple[Provider, Provider]) -> list[tuple[ErrorCode, float | None, bool, bool]]:
+End = tuple[ErrorCode, float | None, bool, bool]
+
+
+def deaf(delta: Delta) -> None:
+    """Has the answer streamed."""
+
+
+async def failures(both: tuple[Provider, Provider], hear: Hear | None = None) -> list[End]:
     """How a call of each ends that is refused."""
     ends = []
     for provider in both:
         with pytest.raises(ProviderError) as caught:
-            await provider.sample(job_of(QUESTION, {"model": "grok-4"}), 60)
+            await provider.sample(job_of(QUESTION, {"model": "grok-4"}), 60, hear)
         error = caught.value
         ends.append((error.code, error.retry_after, error.was_sent, error.is_stale))
     return ends
@@ -208,22 +285,31 @@ WORDS: Final = [
 CODES: Final = [code.name for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
 
 
-@pytest.mark.parametrize("after_start", [False, True])
+# When a call may be refused: before the generation, or after it, or so many chunks later.
+MOMENTS: Final[list[tuple[dict[str, Any], Hear | None]]] = [
+    ({}, None),
+    ({"after_start": True}, None),
+    ({}, deaf),
+    ({"after_start": True}, deaf),
+    ({"after_start": True, "after_chunks": 2}, deaf),
+]
+
+
 @pytest.mark.parametrize("said", [*WORDS, *((code, "no", None) for code in CODES)])
 async def test_the_same_code_for_a_status(
-    sim: RunningSimulator,
-    both: tuple[Provider, Provider],
-    said: tuple[str, str, ErrorCode | None],
-    after_start: bool,
+    sim: RunningSimulator, both: tuple[Provider, Provider], said: tuple[str, str, ErrorCode | None]
 ) -> None:
-    """By the words where they are known, by the status otherwise; before or after the generation; with the wait."""
+    """By the words where they are known, by the status otherwise; at every moment; with the wait."""
     code, details, means = said
-    fault = {"kind": "status", "code": code, "details": details, "after_start": after_start}
-    await sim.control.set(faults=[fault | {"trailers": {"retry-after": "7"}}])
-    by_grpc, by_rest = await failures(both)
-    assert by_rest == by_grpc
-    assert by_rest[0] is (means or by_rest[0])
-    assert (await sim.control.totals()).calls == 2
+    for moment, hear in MOMENTS:
+        fault = {"kind": "status", "code": code, "details": details, "trailers": {"retry-after": "7"}, **moment}
+        await sim.control.set(faults=[fault])
+        by_grpc, by_rest = await failures(both, hear)
+        means = means or by_grpc[0]
+        assert by_grpc == (means, 7.0, True, False)
+        # A stream of REST that has begun has no headers left to say how long to wait.
+        assert by_rest == (means, None if "after_chunks" in moment else 7.0, True, False)
+    assert (await sim.control.totals()).calls == 10
 
 
 @pytest.mark.parametrize(
@@ -236,6 +322,7 @@ async def test_the_same_code_for_a_status(
         ({"credit_in_usd_ticks": 0}, ErrorCode.NO_CREDIT),
         ({"credit_in_usd_ticks": 0, "no_credit_code": "PERMISSION_DENIED"}, ErrorCode.NO_CREDIT),
         ({"faults": [{"kind": "drop_call"}]}, ErrorCode.UNAVAILABLE),
+        ({"faults": [{"kind": "drop_call", "after_chunks": 2}]}, ErrorCode.UNAVAILABLE),
         ({"faults": [{"kind": "oversized"}]}, ErrorCode.TOO_LARGE),
     ],
     ids=str,
@@ -245,23 +332,37 @@ async def test_the_same_code_for_a_fault(
 ) -> None:
     """Keys, credit, connections that break, and an answer that nobody can take."""
     await sim.control.set(**knobs)
-    by_grpc, by_rest = await failures(both)
-    assert by_rest == by_grpc
-    assert by_rest[0] is means
+    assert await failures(both) + await failures(both, deaf) == [(means, None, True, False)] * 4
+
+
+async def test_the_same_end_in_the_middle(sim: RunningSimulator, both: tuple[Provider, Provider]) -> None:
+    """What was written before is heard; a caller who stops waiting ends the call at the server."""
+    for fault in ({"kind": "drop_call"}, {"kind": "hang"}):
+        await sim.control.set(faults=[fault | {"after_chunks": 3}])
+        heard: list[list[Delta]] = [[], []]
+        for provider, pieces in zip(both, heard, strict=True):
+            with pytest.raises((ProviderError, TimeoutError)):
+                async with asyncio.timeout(0.1):
+                    await provider.sample(job_of(QUESTION, {"model": "grok-4"}), 0.1, pieces.append)
+        assert heard[0] == heard[1]
+        assert len(heard[0]) == 3
+    totals = await sim.control.until(lambda totals: totals.in_flight == 0)
+    assert totals.ended == {"UNAVAILABLE": 2, "CANCELLED": 2}
 
 
 async def test_the_same_code_for_a_limit(sim: RunningSimulator, both: tuple[Provider, Provider]) -> None:
     """Of one account, whose minute the first call has used up."""
     await sim.control.set(limits={"*": {"rpm": 1, "mode": "per_minute"}})
     await told(both[1], "plain")
-    assert await failures(both) == [(ErrorCode.RATE_LIMITED, None, True, False)] * 2
+    assert await failures(both) + await failures(both, deaf) == [(ErrorCode.RATE_LIMITED, None, True, False)] * 4
 
 
 async def test_the_same_code_where_nobody_is() -> None:
     """It was not sent, so it costs no attempt."""
     xai = XaiProvider(api_key=KEY, host="127.0.0.1:1", insecure=True)
     rest = OpenAIProvider(api_key=KEY, base_url="http://127.0.0.1:1/v1")
-    assert await failures((xai, rest)) == [(ErrorCode.UNAVAILABLE, None, False, False)] * 2
+    ends = await failures((xai, rest)) + await failures((xai, rest), deaf)
+    assert ends == [(ErrorCode.UNAVAILABLE, None, False, False)] * 4
     await xai.aclose()
     await rest.aclose()
 
