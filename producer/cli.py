@@ -5,6 +5,7 @@ import typer
 from promptq.producer.commands import limits, tenants
 from promptq.producer.commands.cancel import cancel
 from promptq.producer.commands.enqueue import enqueue
+from promptq.producer.commands.events import events
 from promptq.producer.commands.failed import failed, requeue
 from promptq.producer.commands.group import group
 from promptq.producer.commands.result import result
@@ -19,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (enqueue, result, status, group, cancel, failed, requeue, limits.pause, limits.resume, schema):
+for command in (enqueue, result, events, status, group, cancel, failed, requeue, limits.pause, limits.resume, schema):
     app.command(epilog=EXIT_CODES)(command)
 for name, several in (("limits", limits.app), ("tenants", tenants.app)):
     app.add_typer(several, name=name)

@@ -167,10 +167,13 @@ def note(text: str, style: str | None = None) -> None:
 
 
 def say(text: str) -> None:
-    """Text on stdout exactly as it is; on a terminal without what would steer it."""
-    if sys.stdout.isatty():
-        text = _CONTROL.sub("", text)
-    sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+    """Text on stdout exactly as it is, to the end of a line; on a terminal without what would steer it."""
+    write(text if text.endswith("\n") else f"{text}\n")
+
+
+def write(text: str) -> None:
+    """As `say`, a part of a line."""
+    sys.stdout.write(_CONTROL.sub("", text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

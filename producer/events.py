@@ -72,7 +72,7 @@ class Place(NamedTuple):
     def read_from(self) -> str:
         """The entry behind which Redis is to read on: one that was read in part is read again."""
         ms, seq = self.entry
-        if self.part:
+        if self.part and any(self.entry):
             ms, seq = (ms, seq - 1) if seq else (ms - 1, _GREATEST)
         return f"{ms}-{seq}"
 
@@ -95,8 +95,6 @@ def parse_id(event_id: str) -> tuple[Place, int | None]:
         raise ValueError("after: not the id of an event; give the `id` of the last one that you have, or None")
     ms, seq, part, epoch = (None if number is None else int(number) for number in found.groups())
     place = Place(min(ms or 0, _GREATEST), min(seq or 0, _GREATEST), part or 0)
-    if place.part and not any(place.entry):
-        raise ValueError("after: not the id of an event; there is none before the first")
     return place, epoch
 
 

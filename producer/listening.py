@@ -44,20 +44,17 @@ class Listener:
         self._is_void = after is not None
         """Whether that is no part of the answer whose stream this is; until we know better."""
         self._ending: _Record | None = None
-        self._heard: frozenset[str] = frozenset()
         self._done = keys.done(job_id)
         self.channels = (self._done, keys.told(job_id))
         self.is_over = self.has_more = False
 
     async def look(self, heard: frozenset[str], within: float) -> list[JobEvent]:
         """As Awaited.look. Raises JobNotFound, InvalidPayload."""
-        self._heard |= heard  # what was heard before a look that failed counts, too
-        if self._ending is None and self._done in self._heard:
+        if self._ending is None and self._done in heard:
             await self._look_for_the_end(within)
         events = list(self._shown(await self._read_on()))
         if self._ending and self._ending.result and not self.has_more:
             events += self._end(self._ending, self._ending.result)
-        self._heard = frozenset()
         return events
 
     def too_late(self, timeout: float) -> WaitTimeout:

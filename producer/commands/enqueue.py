@@ -63,6 +63,7 @@ def enqueue(
     tenant: Annotated[str | None, typer.Option(help="Whose jobs these are; tenants take turns.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="The most that an answer may have.")] = None,
     group: _Group = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Let `promptq events` follow the answers.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the answers and print them.")] = False,
     output: Output = None,
     output_format: ResultsAs = None,
@@ -84,6 +85,7 @@ def enqueue(
         "tenant": tenant,
         "max_tokens": max_tokens,
         "group": group,
+        "stream": stream or None,
     }
     _check_options(options)
     if output is not None:
