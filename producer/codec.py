@@ -10,7 +10,7 @@ import pydantic_core
 from pydantic import ValidationError
 
 from promptq.producer.errors import InvalidPayload
-from promptq.producer.models import JobStatus, from_ms
+from promptq.producer.models import DELIVERY_FIELDS, JobStatus, PromptJob, from_ms
 from promptq.producer.results import BOOKED, Attempt, JobError, JobResult, Usage
 
 FUNCTION: Final = "sample_prompt"
@@ -23,6 +23,14 @@ def dumps(value: Any) -> bytes:
     """JSON as compact UTF-8. Raises InvalidPayload for what JSON cannot hold."""
     try:
         return pydantic_core.to_json(value)
+    except (pydantic_core.PydanticSerializationError, ValueError) as error:
+        raise InvalidPayload(f"cannot be written as JSON: {error}") from None
+
+
+def dump_payload(job: PromptJob) -> bytes:
+    """The JSON of `job.payload()`, without a dict in between. Raises InvalidPayload for what JSON cannot hold."""
+    try:
+        return pydantic_core.to_json(job, exclude=DELIVERY_FIELDS, exclude_none=True)
     except (pydantic_core.PydanticSerializationError, ValueError) as error:
         raise InvalidPayload(f"cannot be written as JSON: {error}") from None
 
