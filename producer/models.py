@@ -35,6 +35,9 @@ class Band(IntEnum):
     LOW = 2
 
 
+_BANDS = {band.name.lower(): band for band in Band}
+
+
 class JobStatus(StrEnum):
     """Where a job is. The last four are final: then there is a result."""
 
@@ -201,7 +204,7 @@ class PromptJob(Frozen):
     @property
     def band(self) -> Band:
         """The rank of its priority."""
-        return Band[self.priority.upper()]
+        return _BANDS[self.priority]
 
     def payload(self) -> dict[str, Any]:
         """The request and how to run it: what the worker reads, JSON-ready, without what was left out."""
