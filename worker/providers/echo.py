@@ -24,14 +24,15 @@ class EchoProvider:
         hear: Hear | None = None,
     ) -> Answer:
         """Never fails. Streamed, it comes word by word, in the same time."""
-        content = job.messages[-1].text
+        texts = [message.text for message in job.messages]
+        content = texts[-1]
         pieces = re.findall(r"\s*\S+\s*$|\s*\S+|\s+", content) if hear else [content]
         for piece in pieces:
             if self._latency:
                 await asyncio.sleep(self._latency / len(pieces))
             if hear:
                 hear(Delta(piece))
-        prompt_tokens = _tokens(sum(len(message.text) for message in job.messages))
+        prompt_tokens = _tokens(sum(map(len, texts)))
         completion_tokens = _tokens(len(content))
         usage = Usage(
             prompt_tokens=prompt_tokens,
