@@ -78,8 +78,10 @@ class Clerk:
             result |= _told(outcome)
         elif error:
             result |= {"status": _verdict(outcome)[0], "error": {"code": error.code.value, "message": error.message}}
-        now = time.time_ns() // 1_000_000
-        started, finished = (call.started, call.finished) if call else (now, now)
+        if call:
+            started, finished = call.started, call.finished
+        else:
+            started = finished = time.time_ns() // 1_000_000
         return _envelope(job.id, job.lane, result, tries=job.spent + 1, times=(job.enqueued, started, finished))
 
 
