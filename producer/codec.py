@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from promptq.producer.errors import InvalidPayload
 from promptq.producer.models import DELIVERY_FIELDS, JobStatus, PromptJob, from_ms
-from promptq.producer.results import BOOKED, Attempt, JobError, JobResult, Usage
+from promptq.producer.results import BOOKED, Attempt, JobError, JobResult
 
 FUNCTION: Final = "sample_prompt"
 """The one function of the queue, under the name that plain arq clients enqueue."""
@@ -83,12 +83,14 @@ def result_of(record: dict[str, Any], **known: Any) -> JobResult:
         raise InvalidPayload(f"is not a promptq result: {type(error).__name__}") from None
 
 
-def dump_attempt(started: int, finished: int, usage: Usage | None, error: JobError | None) -> bytes:
+def dump_attempt(started: int, finished: int, spent: tuple[int | None, ...] | None, error: JobError | None) -> bytes:
     """An attempt as its job's ledger keeps it: `[started ms, duration ms, usage amounts or null, code, message]`.
+
+    `spent`: `Usage.amounts()`, if the provider told of any.
 
     Short, because Redis keeps a hash small and quick while none of its values is longer than 64 bytes.
     """
-    attempt: list[Any] = [started, finished - started, usage.amounts() if usage else None]
+    attempt: list[Any] = [started, finished - started, spent]
     if error:
         attempt += [error.code.value, error.message]
     return dumps(attempt)

@@ -63,9 +63,10 @@ def job_of(
 
 def _validated(fields: dict[str, Any], position: int | None) -> PromptJob:
     try:
-        return _VALIDATOR.validate_python(fields)
+        job: PromptJob = _VALIDATOR.validate_python(fields)
     except ValidationError as error:
         raise _invalid(error, position, is_prompt="prompt" in fields) from None
+    return job
 
 
 def _invalid(error: ValidationError, position: int | None, *, is_prompt: bool) -> InvalidJob:

@@ -82,7 +82,7 @@ def settlement(job: records.ClaimedJob, token: str) -> Settlement:
         epoch=job.epoch,
         kind=result["status"],
         ttl=60_000,
-        attempt=codec.dump_attempt(1_767_225_600_000, 1_767_225_600_000, Usage.model_validate(USAGE), None),
+        attempt=codec.dump_attempt(1_767_225_600_000, 1_767_225_600_000, Usage.model_validate(USAGE).amounts(), None),
         usage=(3, 4, 0, 0, 7, 10_000_000),
         result=codec.dumps(record | {"q": job.lane, "id": job.id}),
     )

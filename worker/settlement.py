@@ -54,6 +54,7 @@ class Clerk:
     def settlement(self, job: ClaimedJob, token: str, outcome: Outcome, call: Call | None) -> Settlement:
         """What to write. `call` None: the job ended before one was made."""
         kind, error, delay = _verdict(outcome)
+        spent = call.usage.amounts() if call and call.usage else None
         is_final = kind in ("succeeded", "failed", "cancelled", "expired")
         return Settlement(
             id=job.id,
@@ -63,8 +64,8 @@ class Clerk:
             ttl=self.failure_ttl if kind in ("failed", "throttled") else self.result_ttl,
             delay=delay,
             reason=error.code.value if error else "",
-            attempt=codec.dump_attempt(call.started, call.finished, call.usage, call.error) if call else b"",
-            usage=call.usage.amounts() if call and call.usage else _NO_USAGE,
+            attempt=codec.dump_attempt(call.started, call.finished, spent, call.error) if call else b"",
+            usage=spent or _NO_USAGE,
             result=self._record(job, outcome, error, call) if is_final else b"",
         )
 

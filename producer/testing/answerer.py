@@ -121,6 +121,7 @@ class Answerer:
     def _settlement(self, call: _Call, said: Answer | JobError, of_the_stream: Mapping[str, Any]) -> Settlement:
         error = said if isinstance(said, JobError) else None
         usage = said.usage if isinstance(said, Answer) else None
+        spent = usage.amounts() if usage else None
         kind: Kind = _ENDS.get(error.code, "failed") if error else "succeeded"
         told = {"error": said} if error else said.model_dump()
         result = {"model": call.job.model, "provider": NAME, "worker": NAME, "started_at": call.started}
@@ -130,8 +131,8 @@ class Answerer:
             epoch=call.job.epoch,
             kind=kind,
             ttl=self._settings.failure_ttl_ms if kind == "failed" else self._settings.result_ttl_ms,
-            attempt=codec.dump_attempt(call.started, self._clock.now(), usage, error),
-            usage=(usage or Usage()).amounts(),
+            attempt=codec.dump_attempt(call.started, self._clock.now(), spent, error),
+            usage=spent or Usage().amounts(),
             result=_record(call.job.id, {**result, **of_the_stream, **told, "status": kind}),
         )
 
