@@ -1,6 +1,6 @@
 """What the scripts take and give, as values: positions in ARGV are known here and in scripts.py alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -199,7 +199,7 @@ class Settlement(NamedTuple):
 
     def args(self) -> tuple[Arg, ...]:
         """In the order of ARGV."""
-        usage: Iterable[Arg] = ("" if amount is None else amount for amount in self.usage)
+        usage: list[Arg] = ["" if amount is None else amount for amount in self.usage]
         return (
             self.id, self.token, self.epoch, self.kind, self.delay, self.ttl, self.reason,
             self.attempt, *usage, self.result,
