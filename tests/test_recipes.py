@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -22,7 +22,7 @@ from faults.fleet import Fleet, WorkerProcess, environment, xai_settings
 from pages import Page
 from promptq.producer import GroupNotFound
 from promptq.producer.blocking import Group, PromptQueue
-from promptq.worker.simulator.books import Totals
+from promptq.worker.simulator.books import JournalEntry, Totals
 from promptq.worker.simulator.control import SimulatorControl
 from promptq.worker.simulator.process import SimulatorProcess, simulator_process
 
@@ -72,20 +72,25 @@ def begin(worker: WorkerProcess, processes: int = 1) -> WorkerProcess:
 @pytest.fixture
 def simulator() -> Iterator[SimulatorProcess]:
     """Takes long enough for calls to be in flight together."""
-    with simulator_process(latency="0.3") as simulator:
+    with simulator_process(latency="0.1") as simulator:
         yield simulator
 
 
-def totals(simulator: SimulatorProcess) -> Totals:
-    """What the simulator has seen; then its books are empty again."""
+def books(simulator: SimulatorProcess) -> tuple[Sequence[JournalEntry], Totals]:
+    """What the simulator has seen, call by call and in numbers; then its books are empty again."""
 
-    async def ask() -> Totals:
+    async def ask() -> tuple[Sequence[JournalEntry], Totals]:
         async with SimulatorControl(simulator.host) as control:
-            seen = await control.totals()
+            seen = await control.journal(), await control.totals()
             await control.reset()
             return seen
 
     return asyncio.run(ask())
+
+
+def totals(simulator: SimulatorProcess) -> Totals:
+    """The numbers alone."""
+    return books(simulator)[1]
 
 
 def test_four_prompts_two_at_a_time(
@@ -275,3 +280,14 @@ def test_an_answer_in_a_shape(run: Callable[..., str], xai_worker: WorkerProcess
     """What comes back is the class itself."""
     [program] = shown("An answer in a shape")
     assert run(program) == "Invoice ['is_paid', 'number', 'total']\n"
+
+
+def test_a_chat_of_many_turns(run: Callable[..., str], xai_worker: WorkerProcess, simulator: SimulatorProcess) -> None:
+    """Its calls are made in the program's order, never two at once, and each turn has those before it in its prompt."""
+    [program] = shown("A chat of many turns")
+    asked = re.findall(r"^(.+?) \[simulated\]", run(program), re.MULTILINE)
+    calls, seen = books(simulator)
+    assert [call.prompt for call in calls] == asked
+    assert (len(asked), seen.peak_in_flight) == (6, 1)
+    sizes = [call.usage.prompt_tokens for call in calls[:4] if call.usage]
+    assert sizes == sorted(set(sizes))
