@@ -69,11 +69,18 @@ def begin(worker: WorkerProcess, processes: int = 1) -> WorkerProcess:
     return asyncio.run(worker.ready(processes))
 
 
-@pytest.fixture
-def simulator() -> Iterator[SimulatorProcess]:
+@pytest.fixture(scope="module")
+def shared_simulator() -> Iterator[SimulatorProcess]:
     """Takes long enough for calls to be in flight together."""
     with simulator_process(latency="0.1") as simulator:
         yield simulator
+
+
+@pytest.fixture
+def simulator(shared_simulator: SimulatorProcess) -> SimulatorProcess:
+    """Its books are empty."""
+    totals(shared_simulator)
+    return shared_simulator
 
 
 def books(simulator: SimulatorProcess) -> tuple[Sequence[JournalEntry], Totals]:
