@@ -117,6 +117,7 @@ def told_by(response: Response) -> dict[str, Any]:
         "encrypted_content": response.encrypted_content,
         "finish_reason": FINISH_REASONS[response.finish_reason],
         "citations": list(response.citations),
+        "inline_citations": [(said.id, said.start_index, said.end_index) for said in response.inline_citations],
         "service_tier": response.service_tier,
         "usage": used,
         **calls,
@@ -133,6 +134,7 @@ def told_of(result: JobResult) -> dict[str, Any]:
     return {
         **{name: getattr(result, name) for name in as_they_are},
         "citations": list(result.citations),
+        "inline_citations": [(said.id, said.start_index, said.end_index) for said in result.inline_citations],
         "usage": result.usage.model_dump(),
         **calls,
     }
@@ -165,7 +167,14 @@ async def test_the_examples_differ(client: AsyncClient) -> None:
     """What is compared is not nothing: each part of an answer is told by some example."""
     answers = [told_by((await ran(PAGE.shown(name)[0], client=client))[0]["response"]) for name in RICH]
     used = [answer["usage"] for answer in answers]
-    for name in ("content", "reasoning_content", "encrypted_content", "citations", "server_tool_calls"):
+    for name in (
+        "content",
+        "reasoning_content",
+        "encrypted_content",
+        "citations",
+        "inline_citations",
+        "server_tool_calls",
+    ):
         assert any(answer[name] for answer in answers), name
     for name in Usage.model_fields:
         assert any(usage[name] for usage in used), name

@@ -128,7 +128,7 @@ async def test_messages_of_several_parts(client: AsyncClient, control: Simulator
 
 async def test_other_methods_are_unimplemented(client: AsyncClient, control: SimulatorControl) -> None:
     """A method of the API that is not simulated answers UNIMPLEMENTED and is not on the books."""
-    error = await failure_of(client.chat.compact_context("grok-4", [user("Why?")]))
+    error = await failure_of(client.tokenize.tokenize_text("Why?", "grok-4"))
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     assert (await control.totals()).calls == 0
 

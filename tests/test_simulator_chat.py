@@ -146,6 +146,23 @@ async def test_search_parameters_bring_citations(client: AsyncClient, mode: Any,
     assert len(response.citations) == response.usage.num_sources_used == count
 
 
+async def test_inline_citations(client: AsyncClient) -> None:
+    """Who includes them gets links to all sources in the text, and their places; JSON and short answers have none."""
+    params: dict[str, Any] = {"tools": [web_search(), x_search()], "include": ["inline_citations"]}
+    response = await ask(client, **params)
+    found = [
+        (citation.id, response.content[citation.start_index : citation.end_index])
+        for citation in response.inline_citations
+    ]
+    assert found == [(f"{number}", f"[[{number}]]({url})") for number, url in enumerate(response.citations, start=1)]
+    kinds = [citation.WhichOneof("citation") for citation in response.inline_citations]
+    assert kinds == ["web_citation", "web_citation", "x_citation"]
+    assert response.usage.completion_tokens > -(-len(response.content) // 4)  # with the calls
+    others: list[dict[str, Any]] = [{"include": []}, {"response_format": Pet}, {"max_tokens": 20}]
+    for other in others:
+        assert not (await ask(client, **params | other)).inline_citations
+
+
 # --- what is asked and answered ----------------------------------------------------------------------
 
 
@@ -225,6 +242,20 @@ async def test_encrypted_content_comes_back(client: AsyncClient) -> None:
     assert again.usage.prompt_tokens > without.usage.prompt_tokens
 
 
+async def test_a_compacted_conversation(client: AsyncClient, control: SimulatorControl) -> None:
+    """Its messages become one, which costs a call, and makes the next one's prompt smaller."""
+    talk = chat(client)
+    response = await talk.sample()
+    compacted = await talk.append(response).compact()
+    assert (compacted.dropped_message_count, len(talk.messages)) == (2, 1)
+    assert compacted.usage.prompt_tokens > response.usage.prompt_tokens
+    assert (await talk.append(user("And?")).sample()).usage.prompt_tokens < response.usage.prompt_tokens
+    await control.set(credit_in_usd_ticks=0)
+    assert (await failure_of(talk.compact())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    totals = await control.totals()
+    assert (totals.calls, totals.generations) == (4, 3)
+
+
 # --- stored and deferred -----------------------------------------------------------------------------
 
 
@@ -293,6 +324,7 @@ async def test_deferred_answer_fails(client: AsyncClient, control: SimulatorCont
         {},
         {"tools": [WEATHER, TIME], "parallel_tool_calls": True},
         {"tools": [web_search(), WEATHER], "include": ["web_search_call_output"]},
+        {"tools": [x_search()], "include": ["inline_citations"]},
         {"response_format": Pet},
         {"reasoning_effort": "low", "use_encrypted_content": True},
         {"max_tokens": 20},

@@ -12,10 +12,7 @@ from promptq.worker.simulator.state import State
 
 
 class ChatService(chat_pb2_grpc.ChatServicer):
-    """Answers all but `CompactContext`, which is inherited and answers UNIMPLEMENTED.
-
-    To look after stored and deferred answers costs nothing and is not on the books.
-    """
+    """Answers all of it. To look after stored and deferred answers costs nothing and is not on the books."""
 
     def __init__(self, state: State, generations: Generations) -> None:
         self._state = state
@@ -86,6 +83,15 @@ class ChatService(chat_pb2_grpc.ChatServicer):
         except Refusal as refusal:
             await send(refusal, context)
         return chat_pb2.DeleteStoredCompletionResponse(response_id=request.response_id)
+
+    async def CompactContext(  # noqa: N802
+        self, request: chat_pb2.CompactContextRequest, context: CallContext
+    ) -> chat_pb2.CompactContextResponse:
+        """Makes one opaque text of many messages, or fails as a fault says."""
+        try:
+            return await self._generations.compact(request, _caller(context))
+        except Refusal as refusal:
+            await send(refusal, context)
 
     def _check_key(self, context: CallContext) -> None:
         key = fingerprint_in(context.invocation_metadata())

@@ -29,7 +29,9 @@ def _deltas(output: chat_pb2.CompletionOutput, width: int) -> Iterator[chat_pb2.
             start = number * width
             delta.logprobs.content.extend(output.logprobs.content[start : start + width] if width else ())
         yield delta
-    end = chat_pb2.Delta(tool_calls=message.tool_calls, encrypted_content=message.encrypted_content)
+    end = chat_pb2.Delta(
+        tool_calls=message.tool_calls, encrypted_content=message.encrypted_content, citations=message.citations
+    )
     last = _delta(output, end)
     last.finish_reason = output.finish_reason
     yield last

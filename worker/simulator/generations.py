@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+import zlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -103,6 +104,18 @@ class Generations:
         answer.add_done_callback(self._under_way.discard)
         self._state.conversations.defer(request_id, answer)
         return request_id
+
+    async def compact(self, request: chat_pb2.CompactContextRequest, caller: Caller) -> chat_pb2.CompactContextResponse:
+        """The messages in one opaque text; it takes and costs what an answer to them would."""
+        asked = chat_pb2.GetCompletionsRequest(model=request.model, messages=request.input)
+        with self._booked(asked, caller) as booked:
+            response = await self._finish(self._begin(booked))
+        return chat_pb2.CompactContextResponse(
+            id=f"cmp_{response.id}",
+            encrypted_content=f"simulated-{zlib.crc32(asked.SerializeToString(deterministic=True)):08x}",
+            dropped_message_count=len(request.input),
+            usage=response.usage,
+        )
 
     async def aclose(self) -> None:
         """Cancels the deferred answers that are still to come."""

@@ -13,11 +13,12 @@ from xai_sdk.proto import chat_pb2, sample_pb2
 from promptq.worker.simulator.prose import CHARACTERS_PER_TOKEN, MARK, tokens_in, write_answer
 from promptq.worker.simulator.refusals import bad_request
 from promptq.worker.simulator.schemas import UnknownSchema, instance_of
-from promptq.worker.simulator.searches import ServerSideTool, tools_run
+from promptq.worker.simulator.searches import ServerSideTool, linked, tools_run
 
 MOST_TOP_LOGPROBS = 8
 
 _LONGEST_EXCERPT = 72
+_JSON = (chat_pb2.FORMAT_TYPE_JSON_SCHEMA, chat_pb2.FORMAT_TYPE_JSON_OBJECT)
 
 
 class Length(NamedTuple):
@@ -117,7 +118,9 @@ def _for_the_caller(
         output = _output(chat_pb2.ROLE_ASSISTANT, "", sample_pb2.REASON_TOOL_CALLS, calls)
     else:
         content, finish_reason = _stopped(*_text(request, question, key, length), request.stop)
+        content, citations = _with_links(request, content)
         output = _output(chat_pb2.ROLE_ASSISTANT, content, finish_reason)
+        output.message.citations.extend(citations)
     if request.logprobs:
         output.logprobs.CopyFrom(_logprobs(output.message.content, request.top_logprobs))
     if request.use_encrypted_content:
@@ -169,6 +172,15 @@ def _text(
         case _:
             text = write_answer(question, length.tokens, key, is_cut=length.is_cut)
             return text, sample_pb2.REASON_MAX_LEN if length.is_cut else sample_pb2.REASON_STOP
+
+
+def _with_links(request: chat_pb2.GetCompletionsRequest, text: str) -> tuple[str, list[chat_pb2.InlineCitation]]:
+    """Prose with its links, if they fit."""
+    if request.response_format.format_type in _JSON:
+        return text, []
+    longer, citations = linked(request, text)
+    fits = request.max_tokens <= 0 or tokens_in(len(longer)) <= request.max_tokens
+    return (longer, citations) if fits else (text, [])
 
 
 def _instance(schema: str) -> str:

@@ -89,3 +89,16 @@ def cited(request: chat_pb2.GetCompletionsRequest) -> Sequence[str]:
         if search.mode in _SEARCHING and search.return_citations:
             sources += _WEB_PAGES
     return list(dict.fromkeys(sources))
+
+
+def linked(request: chat_pb2.GetCompletionsRequest, text: str) -> tuple[str, list[chat_pb2.InlineCitation]]:
+    """The text with a link to each source behind it, and where they stand; as it was unless they are asked for."""
+    citations: list[chat_pb2.InlineCitation] = []
+    if chat_pb2.INCLUDE_OPTION_INLINE_CITATIONS in request.include:
+        for number, url in enumerate(cited(request), start=1):
+            start, link = len(text) + 1, f"[[{number}]]({url})"
+            citation = chat_pb2.InlineCitation(id=str(number), start_index=start, end_index=start + len(link))
+            (citation.x_citation if url in _POSTS else citation.web_citation).url = url
+            citations.append(citation)
+            text = f"{text} {link}"
+    return text, citations
