@@ -30,6 +30,7 @@ PAGE: Final = Page("docs/from-the-sdk.md")
 KEY: Final = "xai-Zq8tR2mWv5Lk0Ns7Yb3HcJd6"
 RICH: Final = ("Images", "Reasoning", "Tools that xAI runs", "Both kinds of tools")
 CLIENT_SIDE: Final = "client_side_tool"
+THE_SAME: Final = ("content", "reasoning_content", "encrypted_content", "service_tier")
 FINISH_REASONS: Final = {"REASON_STOP": "stop", "REASON_MAX_LEN": "length", "REASON_TOOL_CALLS": "tool_calls"}
 
 Requests = list[chat_pb2.GetCompletionsRequest]
@@ -96,47 +97,41 @@ def without_defaults(said: Any) -> Any:
     return [without_defaults(value) for value in said] if isinstance(said, list) else said
 
 
+def kind_of(call: chat_pb2.ToolCall) -> str:
+    """As results have it."""
+    kind = get_tool_call_type(call)
+    return "function" if kind == CLIENT_SIDE else kind.removesuffix("_tool")
+
+
 def told_by(response: Response) -> dict[str, Any]:
     """All of the SDK's response that is not of this call alone, as results have it."""
-    calls = {
-        kind: [
-            (call.id, call.function.name, call.function.arguments)
-            for call in response.tool_calls
-            if (get_tool_call_type(call) == CLIENT_SIDE) is (kind == "tool_calls")
-        ]
-        for kind in ("tool_calls", "server_tool_calls")
-    }
     used = {name: getattr(response.usage, name, None) for name in Usage.model_fields}
     used["cached_prompt_tokens"] = response.usage.cached_prompt_text_tokens
     used["server_side_tools_used"] = {
         name.removeprefix("SERVER_SIDE_TOOL_").lower(): count for name, count in response.server_side_tool_usage.items()
     }
     return {
-        "content": response.content,
-        "reasoning_content": response.reasoning_content,
-        "encrypted_content": response.encrypted_content,
+        **{name: getattr(response, name) for name in THE_SAME},
         "finish_reason": FINISH_REASONS[response.finish_reason],
         "citations": list(response.citations),
         "inline_citations": [(said.id, said.start_index, said.end_index) for said in response.inline_citations],
-        "service_tier": response.service_tier,
+        "calls": [
+            (call.id, kind_of(call), call.function.name, call.function.arguments) for call in response.tool_calls
+        ],
         "usage": used,
-        **calls,
     }
 
 
 def told_of(result: JobResult) -> dict[str, Any]:
     """The same of a result."""
-    calls = {
-        kind: [(call.id, call.name, call.arguments) for call in getattr(result.raise_for_status(), kind)]
-        for kind in ("tool_calls", "server_tool_calls")
-    }
-    as_they_are = ("content", "reasoning_content", "encrypted_content", "finish_reason", "service_tier")
+    calls = (*result.raise_for_status().server_tool_calls, *result.tool_calls)
     return {
-        **{name: getattr(result, name) for name in as_they_are},
+        **{name: getattr(result, name) for name in THE_SAME},
+        "finish_reason": result.finish_reason,
         "citations": list(result.citations),
         "inline_citations": [(said.id, said.start_index, said.end_index) for said in result.inline_citations],
+        "calls": [(call.id, call.type, call.name, call.arguments) for call in calls],
         "usage": result.usage.model_dump(),
-        **calls,
     }
 
 
@@ -167,14 +162,7 @@ async def test_the_examples_differ(client: AsyncClient) -> None:
     """What is compared is not nothing: each part of an answer is told by some example."""
     answers = [told_by((await ran(PAGE.shown(name)[0], client=client))[0]["response"]) for name in RICH]
     used = [answer["usage"] for answer in answers]
-    for name in (
-        "content",
-        "reasoning_content",
-        "encrypted_content",
-        "citations",
-        "inline_citations",
-        "server_tool_calls",
-    ):
+    for name in (*THE_SAME, "citations", "inline_citations", "calls"):
         assert any(answer[name] for answer in answers), name
     for name in Usage.model_fields:
         assert any(usage[name] for usage in used), name
