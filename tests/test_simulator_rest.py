@@ -228,6 +228,30 @@ async def test_usage_of_a_stream_is_for_who_asks(rest: AsyncOpenAI, http: httpx.
         assert all(json.loads(event.removeprefix("data: ")) for event in events[:-1])
 
 
+async def test_a_deferred_answer(http: httpx.AsyncClient, control: SimulatorControl) -> None:
+    """It is accepted, then there once; one that fails says so."""
+
+    async def start() -> str:
+        reply = await http.post(
+            "/chat/completions", json={**ASKED, "tools": [{"type": "web_search"}], "deferred": True}
+        )
+        return f"/chat/deferred-completion/{reply.json()['request_id']}"
+
+    await control.set(latency=0.1)
+    place = await start()
+    pending = await http.get(place)
+    assert (pending.status_code, pending.content) == (202, b"")
+    await control.until(lambda totals: totals.in_flight == 0)
+    [choice] = (await http.get(place)).json()["choices"]
+    assert choice["message"]["content"].startswith("[simulated]")
+    assert (await http.get(place)).status_code == 404
+    await control.set(latency=0, faults=[{"kind": "drop_call"}])
+    place = await start()
+    await control.until(lambda totals: totals.in_flight == 0)
+    assert (await http.get(place)).status_code == 500
+    assert (await control.totals()).generations == 2
+
+
 async def test_models(rest: AsyncOpenAI, control: SimulatorControl) -> None:
     """They are listed for a good key, free of charge; one that is not there is not found."""
     models = [model.id async for model in await rest.models.list()]

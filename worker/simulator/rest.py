@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import grpc
 from aiohttp import web
 from pydantic_core import to_json
 from xai_sdk.proto import chat_pb2
@@ -42,6 +43,7 @@ async def serving_rest(
     app = web.Application(middlewares=[_with_errors], client_max_size=_LARGEST_BODY)
     api = RestApi(state, generations)
     app.router.add_post("/v1/chat/completions", api.complete)
+    app.router.add_get("/v1/chat/deferred-completion/{id}", api.show_deferred)
     app.router.add_get("/v1/models", api.list_models)
     app.router.add_get("/v1/models/{model}", api.show_model)
     # Without handler_cancellation a call whose client has gone away would go on.
@@ -66,11 +68,24 @@ class RestApi:
         """`POST /v1/chat/completions`."""
         asked = read_body(await request.read())
         caller = _caller(request)
+        if asked.is_deferred:
+            return _json({"request_id": self._generations.defer(asked.request, caller)})
         if asked.is_streamed:
             async with aclosing(self._generations.stream(asked.request, caller)) as chunks:
                 return await _stream(request, asked, chunks)
         response = await self._generations.answer(asked.request, caller)
-        return _json(response_json(response, asked.request))
+        return _json(response_json(response))
+
+    async def show_deferred(self, request: web.Request) -> web.StreamResponse:
+        """`GET /v1/chat/deferred-completion/{id}`: 202 without a body until the answer is there; then that, once."""
+        self._check_key(request)
+        answer = self._state.conversations.deferred(request.match_info["id"])
+        if not answer.done():
+            return web.Response(status=202)
+        response = answer.result()
+        if response is None:
+            raise Refusal(grpc.StatusCode.INTERNAL, "The deferred completion has failed.")
+        return _json(response_json(response))
 
     async def list_models(self, request: web.Request) -> web.StreamResponse:
         """`GET /v1/models`: free, and not on the books."""

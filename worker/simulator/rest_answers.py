@@ -38,10 +38,9 @@ _STATUSES = {
 }
 
 
-def response_json(
-    response: chat_pb2.GetChatCompletionResponse, request: chat_pb2.GetCompletionsRequest
-) -> dict[str, Any]:
+def response_json(response: chat_pb2.GetChatCompletionResponse) -> dict[str, Any]:
     """A whole answer; with xAI's own tools, only the output behind them."""
+    for_the_caller = (output for output in response.outputs if not _is_of_the_server(output.message))
     choices = [
         {
             "index": index,
@@ -49,7 +48,7 @@ def response_json(
             "finish_reason": _FINISH_REASONS[output.finish_reason],
             "logprobs": _logprobs(output.logprobs) if output.HasField("logprobs") else None,
         }
-        for index, output in enumerate(response.outputs[-max(1, request.n) :])
+        for index, output in enumerate(for_the_caller)
     ]
     answer = {**_head(response, "chat.completion"), "choices": choices, "usage": _usage(response.usage)}
     return answer | _citations(response.citations)
@@ -62,7 +61,7 @@ def chunk_json(chunk: chat_pb2.GetChatCompletionChunk, asked: Asked) -> dict[str
         rest = _citations(chunk.citations) | ({"usage": _usage(chunk.usage)} if asked.with_usage else {})
         return {**head, "choices": [], **rest} if rest else None
     (output,) = chunk.outputs
-    if output.delta.role != chat_pb2.ROLE_ASSISTANT or _is_server_side(output.delta.tool_calls):
+    if _is_of_the_server(output.delta):
         return None
     if output.index and asked.request.n <= 1:
         output.index = 0
@@ -118,8 +117,9 @@ def _choice(output: chat_pb2.CompletionOutputChunk) -> dict[str, Any]:
     return choice | ({"logprobs": _logprobs(output.logprobs)} if output.HasField("logprobs") else {})
 
 
-def _is_server_side(calls: Iterable[chat_pb2.ToolCall]) -> bool:
-    return any(call.type != chat_pb2.TOOL_CALL_TYPE_CLIENT_SIDE_TOOL for call in calls)
+def _is_of_the_server(said: chat_pb2.CompletionMessage | chat_pb2.Delta) -> bool:
+    is_a_call = any(call.type != chat_pb2.TOOL_CALL_TYPE_CLIENT_SIDE_TOOL for call in said.tool_calls)
+    return is_a_call or said.role != chat_pb2.ROLE_ASSISTANT
 
 
 def _tool_call(call: chat_pb2.ToolCall) -> dict[str, Any]:

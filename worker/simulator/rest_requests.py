@@ -68,6 +68,7 @@ class Asked(NamedTuple):
     request: chat_pb2.GetCompletionsRequest
     is_streamed: bool
     with_usage: bool
+    is_deferred: bool
 
 
 class _ImageUrl(BaseModel):
@@ -224,6 +225,7 @@ class _Body(BaseModel):
     use_encrypted_content: bool | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    deferred: bool | None = None
 
     def to_proto(self) -> chat_pb2.GetCompletionsRequest:
         return chat_pb2.GetCompletionsRequest(
@@ -255,7 +257,7 @@ def read_body(body: bytes) -> Asked:
         where = ".".join(str(step) for step in problem["loc"])
         raise UnreadableBody(f"Failed to read the JSON body: {where}: {problem['msg']}") from None
     with_usage = bool(read.stream_options and read.stream_options.include_usage)
-    return Asked(read.to_proto(), bool(read.stream), with_usage)
+    return Asked(read.to_proto(), bool(read.stream), with_usage, bool(read.deferred))
 
 
 def _tool_choice(choice: Literal["auto", "none", "required"] | _NamedChoice | None) -> chat_pb2.ToolChoice | None:
