@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-
+_ROOT = Path(__file__).parent.parent
 _SECTION = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
 
@@ -14,8 +13,7 @@ class Page:
     """A page by its sections; the place is relative to the checkout."""
 
     def __init__(self, place: str) -> None:
-        self.text = (ROOT / place).read_text()
-        self.sections: dict[str, str] = dict(_SECTION.findall(self.text))
+        self.sections: dict[str, str] = dict(_SECTION.findall((_ROOT / place).read_text()))
 
     def shown(self, heading: str, language: str = "python") -> list[str]:
         """The blocks of code under a heading."""

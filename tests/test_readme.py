@@ -3,7 +3,6 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +11,7 @@ from redis.asyncio import Redis
 
 from command import Run, settle_all
 from hand import Hand, failure
+from pages import Page, run_block
 from promptq.producer import ErrorCode, JobStatus, PromptQueue
 from promptq.worker.engine import PromptWorker
 from promptq.worker.providers.echo import EchoProvider
@@ -19,8 +19,8 @@ from promptq.worker.settings import Settings
 
 pytest_plugins = ["command_fixture"]
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+README = Page("README.md")
+EXAMPLES = [example for heading in README.sections for example in README.shown(heading)]
 
 
 @pytest.fixture
@@ -35,24 +35,10 @@ async def worker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     await running.close()
 
 
-def sections(*titles: str) -> str:
-    """The text under these headings."""
-    found = re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE)
-    return "\n".join(dict(found)[title] for title in titles)
-
-
-def in_a_function(example: str) -> dict[str, Any]:
-    """A namespace with `main`, which runs the example."""
-    names: dict[str, Any] = {}
-    indented = "\n".join(f"    {line}" for line in example.splitlines())
-    exec(f"async def main():\n{indented}", names)  # noqa: S102 - the page's own words
-    return names
-
-
 async def test_the_five_lines(worker: PromptWorker, capsys: pytest.CaptureFixture[str]) -> None:
     """They print the answer and its tokens."""
     example = next(text for text in EXAMPLES if "Tell me a joke" in text)
-    await in_a_function(example)["main"]()
+    await run_block(example)
     assert capsys.readouterr().out.splitlines()[-1] == "Tell me a joke 6"
 
 
@@ -92,7 +78,10 @@ async def test_what_an_operator_types(promptq: Run, redis_url: str) -> None:
     """Every command of these sections does something; a number that is shown for a limit is the one that was set."""
     [job_id] = (await promptq("enqueue", "-", stdin="fail\n")).stdout.split()
     await settle_all(redis_url)
-    typed = re.findall(r"^\$ promptq (.*?) *(?:#.*)?$", sections("Limits", "Tenants", "Failed jobs"), re.MULTILINE)
+    consoles = (
+        console for heading in ("Limits", "Tenants", "Failed jobs") for console in README.shown(heading, "console")
+    )
+    typed = re.findall(r"^\$ promptq (.*?) *(?:#.*)?$", "".join(consoles), re.MULTILINE)
     assert len(typed) == 9
     for line in typed:
         run = await promptq(*line.replace(" ...", "").replace("ID", job_id).split())
@@ -109,7 +98,7 @@ async def test_what_an_operator_programs(redis_url: str, redis_client: Redis, mo
     async with PromptQueue.connect() as queue:
         job = await queue.enqueue("Hello")
         await hand.settle(await hand.claim(), failure(ErrorCode.UNAVAILABLE))
-        await in_a_function(next(text for text in EXAMPLES if "queue.failed" in text))["main"]()
+        await run_block(next(text for text in EXAMPLES if "queue.failed" in text))
         assert await queue.status(job.id) is JobStatus.QUEUED
         [model] = await queue.limits()
         acme, _ = await queue.tenants()
