@@ -133,9 +133,9 @@ def _where(settings: Settings, route: Route, secret: str) -> Finding:
     file = settings.xai_api_key_file
     if settings.own_api_key is not None:
         return ok("set by PROMPTQ_OPENAI_API_KEY")
-    variable = (
-        "PROMPTQ_ROUTES" if route.key or route.key_file else "XAI_API_KEY" if file is None else "XAI_API_KEY_FILE"
-    )
+    variable = "XAI_API_KEY" if file is None else "XAI_API_KEY_FILE"
+    if route.key or route.key_file:
+        variable = "PROMPTQ_ROUTES"
     place = variable if file is None else f"{variable} ({key_file(settings)})"
     if _is_at_xai(settings) and not secret.startswith("xai-"):
         return warning(f"{place} holds one that does not begin with xai-", "see whether it is xAI's: console.x.ai")
