@@ -290,11 +290,12 @@ def test_an_answer_in_a_shape(run: Callable[..., str], xai_worker: WorkerProcess
 
 
 def test_a_chat_of_many_turns(run: Callable[..., str], xai_worker: WorkerProcess, simulator: SimulatorProcess) -> None:
-    """Its calls are made in the program's order, never two at once, and each turn has those before it in its prompt."""
+    """Its calls are made in the program's order, never two at once, and each finds what it begins with in the cache."""
     [program] = shown("A chat of many turns")
     asked = re.findall(r"^(.+?) \[simulated\]", run(program), re.MULTILINE)
     calls, seen = books(simulator)
     assert [call.prompt for call in calls] == asked
     assert (len(asked), seen.peak_in_flight) == (6, 1)
-    sizes = [call.usage.prompt_tokens for call in calls[:4] if call.usage]
-    assert sizes == sorted(set(sizes))
+    cached = [call.usage.cached_prompt_text_tokens for call in calls if call.usage]
+    assert cached == sorted(cached)
+    assert [tokens > 0 for tokens in cached] == [False, *[True] * 5]
