@@ -208,7 +208,7 @@ class PromptQueue:
 
         `after`: the `id` of the last event that you have; what comes is what follows it, nothing twice and nothing left
         out. `timeout` in seconds for all of it. A Redis that goes away meanwhile is waited for.
-        Raises ValueError for an `after` that is no event's id; otherwise as `wait`.
+        Raises ValueError at the first for an `after` that is no event's id; otherwise as `wait`.
         """
         return self._bridge.iterate(lambda client: client.events(id, after, timeout))
 

@@ -260,7 +260,7 @@ class PromptQueue:
             async for result in results:
                 yield result
 
-    async def events(
+    def events(
         self,
         id: str,  # noqa: A002
         after: str | None = None,
@@ -275,11 +275,9 @@ class PromptQueue:
 
         `after`: the `id` of the last event that you have; what comes is what follows it, nothing twice and nothing left
         out. `timeout` in seconds for all of it. A Redis that goes away meanwhile is waited for.
-        Raises ValueError for an `after` that is no event's id; otherwise as `wait`.
+        Raises ValueError at once for an `after` that is no event's id; otherwise as `wait`.
         """
-        async with contextlib.aclosing(self._link.follow(Listener(id, after, self._link), timeout)) as events:
-            async for event in events:
-                yield event
+        return self._link.follow(Listener(id, after, self._link), timeout)
 
     def group(self, name: str) -> Group:
         """The jobs that were enqueued with `group=name`; asks nothing yet."""

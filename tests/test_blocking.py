@@ -157,6 +157,15 @@ def test_many_come_as_they_complete(queue: PromptQueue) -> None:
 
 
 @pytest.mark.usefixtures("worker")
+def test_an_answer_is_followed(queue: PromptQueue) -> None:
+    """By a plain loop, which may go on later behind any event."""
+    job = queue.enqueue("Hello", stream=True)
+    events = list(job.events(timeout=SOON))
+    assert [event.type for event in events] == ["delta", "ended"]
+    assert list(queue.events(job.id, after=events[0].id)) == events[1:]
+
+
+@pytest.mark.usefixtures("worker")
 def test_groups(queue: PromptQueue) -> None:
     """Enqueued under a name, counted, followed to the end, cancelled."""
     jobs = queue.enqueue_many([{"prompt": "a"}, {"prompt": "fail"}, {"prompt": "b", "delay": 0.3}], group="run")
@@ -183,6 +192,8 @@ CALLS: dict[str, tuple[type[Exception], Callable[[PromptQueue], object]]] = {
     "cancel": (JobNotFound, lambda queue: queue.cancel("nobody")),
     "wait": (JobNotFound, lambda queue: queue.wait("nobody")),
     "as_completed": (JobNotFound, lambda queue: list(queue.as_completed(["nobody"]))),
+    "events": (JobNotFound, lambda queue: list(queue.events("nobody"))),
+    "no event": (ValueError, lambda queue: list(queue.events("there", after="none"))),
     "counts": (GroupNotFound, lambda queue: queue.group("nobody").counts()),
     "group": (GroupNotFound, lambda queue: list(queue.group("nobody").results())),
     "too late": (WaitTimeout, lambda queue: queue.wait("there", timeout=0.05)),
@@ -212,6 +223,7 @@ BLOCKING_ONLY = {"__enter__", "__exit__", "close"}
 RETURNS = {
     "Connecting[Self]": "Self",  # which is its own context manager
     "AsyncGenerator[JobResult, None]": "Generator[JobResult, None, None]",
+    "AsyncGenerator[Delta | Restarted | Ended, None]": "Generator[Delta | Restarted | Ended, None, None]",
 }
 
 
@@ -416,6 +428,7 @@ IN_A_LOOP: dict[str, Callable[[PromptQueue], object]] = {
     "results": lambda queue: queue.results([]),
     "wait": lambda queue: queue.wait("job"),
     "as_completed": lambda queue: next(queue.as_completed(["job"])),
+    "events": lambda queue: next(queue.events("job")),
     "cancel": lambda queue: queue.cancel("job"),
     "group": lambda queue: queue.group("run").counts(),
     "stats": lambda queue: queue.stats(),

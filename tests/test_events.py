@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -43,7 +44,7 @@ SOON = 5.0
 @pytest.fixture
 async def queue(redis_url: str) -> AsyncIterator[PromptQueue]:
     """The reader's side."""
-    async with PromptQueue.connect(settings=ProducerSettings(redis_url=redis_url, redis_timeout=2)) as queue:
+    async with PromptQueue.connect(redis_url, settings=ProducerSettings(redis_timeout=2)) as queue:
         yield queue
 
 
@@ -65,7 +66,7 @@ def short_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     script = scripts.Script("tell")
     short = script.text.replace("MOST = 1000", "MOST = 5")
     assert short != script.text
-    script.text, script.sha = short, scripts.hashlib.sha1(short.encode(), usedforsecurity=False).hexdigest()
+    script.text, script.sha = short, hashlib.sha1(short.encode(), usedforsecurity=False).hexdigest()
     monkeypatch.setattr(scripts, "TELL", script)
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from leftovers import assert_no_leftovers
 from promptq.producer import (
+    Delta,
+    Ended,
     ErrorCode,
     GroupCounts,
     GroupNotFound,
@@ -17,6 +19,7 @@ from promptq.producer import (
     InvalidJob,
     InvalidSetting,
     JobCancelled,
+    JobEvent,
     JobExpired,
     JobFailed,
     JobHandle,
@@ -311,6 +314,51 @@ async def test_as_completed_yields_in_the_order_of_ends(stage: Stage) -> None:
     assert {result.content for result in told} == {"1", "2", "3"}
     assert told == sorted(told, key=lambda result: (result.finished_at, result.started_at))
     assert [result async for result in stage.queue.as_completed([])] == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_is_followed(stage: Stage, stream: bool) -> None:
+    """Put together, the pieces are the answer, for who came before it and for who comes late or again."""
+    job = await stage.queue.enqueue("one two  three ", stream=stream)
+    waiting = asyncio.create_task(followed(job))
+    async with stage.working():
+        events = await waiting
+    *deltas, ended = events
+    assert isinstance(ended, Ended)
+    assert ended.result == await stage.queue.result(job.id)
+    assert (ended.result.content, content_of(deltas)) == ("one two  three ", "one two  three ")
+    assert (ended.result.time_to_first_token is not None) is stream
+    assert await followed(job) == events
+    for number, event in enumerate(events[:-1], 1):
+        assert await followed(job, event.id) == events[number:]
+    assert await followed(job, ended.id) == [ended]
+
+
+async def followed(job: JobHandle, after: str | None = None) -> list[JobEvent]:
+    """All events from there on."""
+    return [event async for event in job.events(after, timeout=SOON)]
+
+
+def content_of(deltas: list[Any]) -> str:
+    """They must be nothing else."""
+    assert all(isinstance(delta, Delta) for delta in deltas)
+    return "".join(delta.content for delta in deltas)
+
+
+async def test_every_end_is_followed(stage: Stage) -> None:
+    """Whatever it is, it comes once; an id that nobody knows is JobNotFound."""
+    late = await stage.queue.enqueue("late", stream=True, deadline=0.001)
+    gone = await stage.queue.enqueue("gone", stream=True)
+    failed = await stage.queue.enqueue("fail moderated", stream=True)
+    await stage.queue.cancel(gone.id)
+    await asyncio.sleep(0.002)
+    async with stage.working():
+        for job, status in ((late, "expired"), (gone, "cancelled"), (failed, "failed")):
+            [ended] = await followed(job)
+            assert isinstance(ended, Ended)
+            assert (ended.result.id, ended.result.status) == (job.id, status)
+    with pytest.raises(JobNotFound):
+        [_ async for _ in stage.queue.events("nobody")]
 
 
 async def test_many_results_are_read_at_once(stage: Stage) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -178,6 +179,40 @@ def test_fastapi(tmp_path: Path) -> None:
         _, accepted = post({"prompt": "Hello again"})
         assert get(f"{accepted['id']}?wait=20")[1]["content"] == "Hello again"
         runner.run(stack.aclose())
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_stream_to_the_browser(tmp_path: Path) -> None:
+    """The words come one by one; behind any of them the stream goes on with the next; an unknown job is 404."""
+    [program] = shown("A stream to the browser")
+    module = imported(program, "stream_recipe", tmp_path)
+    with asyncio.Runner() as runner:
+        runner.run(check_streams(module.app))
+
+
+async def check_streams(app: Any) -> None:
+    """The same for each word, and for the end."""
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        job = (await client.post("/prompts", json={"prompt": "one two three"})).json()
+
+        async def told(last: str | None) -> list[tuple[str, ...]]:
+            headers = {"Last-Event-ID": last} if last else {}
+            reply = await client.get(f"/prompts/{job['id']}/events", headers=headers)
+            assert reply.headers["content-type"].startswith("text/event-stream")
+            return re.findall(r"id: (.*)\nevent: (.*)\ndata: (.*)\n\n", reply.text)
+
+        events = await told(None)
+        assert [kind for _, kind, _ in events] == ["delta", "delta", "delta", "ended"]
+        assert [json.loads(data)["content"] for _, _, data in events[:-1]] == ["one", " two", " three"]
+        assert json.loads(events[-1][2])["result"]["content"] == "one two three"
+        for number, (last, _, _) in enumerate(events[:-1], 1):
+            assert await told(last) == events[number:]
+        assert (await client.get("/prompts/unknown/events")).status_code == 404
+        assert "EventSource" in (await client.get("/")).text
 
 
 @pytest.mark.usefixtures("backend")

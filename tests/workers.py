@@ -7,7 +7,7 @@ from typing import Any
 
 from promptq.producer import ErrorCode, PromptJob
 from promptq.worker.engine import PromptWorker
-from promptq.worker.providers.base import Answer, Provider, ProviderError
+from promptq.worker.providers.base import Answer, Hear, Provider, ProviderError
 from promptq.worker.providers.echo import EchoProvider
 from promptq.worker.providers.routes import Routes
 from promptq.worker.settings import Settings
@@ -31,7 +31,7 @@ class ScriptedProvider(EchoProvider):
         self.cancelled: list[str] = []
         self.release = asyncio.Event()
 
-    async def sample(self, job: PromptJob, timeout: float, hear: object = None) -> Answer:
+    async def sample(self, job: PromptJob, timeout: float, hear: Hear | None = None) -> Answer:
         """As the prompt says; every call is noted."""
         prompt = job.messages[-1].text
         self.started.append(prompt)
@@ -43,7 +43,7 @@ class ScriptedProvider(EchoProvider):
             except asyncio.CancelledError:
                 self.cancelled.append(prompt)
                 raise
-        return await super().sample(job, timeout)
+        return await super().sample(job, timeout, hear)
 
 
 @contextlib.asynccontextmanager

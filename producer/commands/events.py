@@ -1,12 +1,13 @@
 """`promptq events ID`: the answer of one job while it is written."""
 
+from collections.abc import AsyncGenerator
 from typing import Annotated
 
 import typer
 
 from promptq.producer.commands.asking import AsJson, JobId, ask
 from promptq.producer.console import CommandError, ExitCode, RedisUrl, note, say, write
-from promptq.producer.events import Delta, Ended, JobEvent, Restarted, parse_id
+from promptq.producer.events import Delta, Ended, JobEvent, Restarted
 from promptq.producer.models import JobStatus
 from promptq.producer.outputs import described, failure
 from promptq.producer.queue import PromptQueue
@@ -21,12 +22,10 @@ def events(job_id: JobId, *, after: _After = None, as_json: AsJson = False, redi
 
     It comes piece by piece if the job was enqueued with --stream, else when the job has ended.
     """
-    if after is not None:
-        _check(after)
     screen = _Screen(job_id, as_json=as_json)
 
     async def follow(queue: PromptQueue) -> None:
-        async for event in queue.events(job_id, after):
+        async for event in _told(queue, job_id, after):
             screen.show(event)
 
     try:
@@ -36,9 +35,9 @@ def events(job_id: JobId, *, after: _After = None, as_json: AsJson = False, redi
         raise CommandError("interrupted; the job goes on, and so does the same command", ExitCode.INTERRUPTED) from None
 
 
-def _check(after: str) -> None:
+def _told(queue: PromptQueue, job_id: str, after: str | None) -> AsyncGenerator[JobEvent, None]:
     try:
-        parse_id(after)
+        return queue.events(job_id, after)
     except ValueError as error:
         raise CommandError(f"--{error}") from None
 
