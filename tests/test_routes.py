@@ -329,7 +329,8 @@ async def test_a_worker_without_the_key_leaves_the_jobs_to_others(
     redis_url: str, control: SimulatorControl, routes: Routes
 ) -> None:
     """They stay queued, unspent, and what it can do runs; a worker that has the key takes them at once."""
-    async with running_worker(redis_url, Routes.from_settings(settings())), PromptQueue.connect(redis_url) as queue:
+    without = Routes.from_settings(settings())
+    async with running_worker(redis_url, without) as worker, PromptQueue.connect(redis_url) as queue:
         job = await queue.enqueue("Hi", model="openai:grok-4")
 
         async def is_paused() -> bool:
@@ -338,6 +339,7 @@ async def test_a_worker_without_the_key_leaves_the_jobs_to_others(
         await wait_until(is_paused)
         assert (await queue.wait((await queue.enqueue("Hi", model="echo:m")).id, timeout=20)).provider == "echo"
         assert await queue.status(job.id) is JobStatus.QUEUED
+        assert not worker._cut_off  # nobody was called, so nobody is out of reach
         async with running_worker(redis_url, routes):
             result = await queue.wait(job.id, timeout=20)
     assert (result.provider, len(result.attempts)) == ("openai", 1)

@@ -236,7 +236,7 @@ class PromptWorker(Worker):
         payers = self._routes.payers()
         if not self._cut_off:
             return payers
-        return tuple([payer._replace(most=self._room(payer.account)) for payer in payers])
+        return tuple(payer._replace(most=self._room(payer.account)) for payer in payers)
 
     def _has_room_for(self, lane: str) -> bool:
         """Whether to be woken for it: a marker that is taken by a worker without room wakes nobody else."""

@@ -30,7 +30,7 @@ MOST_REFUSALS = 3
 """Of one outcome, by a Redis that takes renewals in between: then the outcome is at fault."""
 
 _HELP: dict[str, str] = {
-    ErrorCode.BAD_KEY: "set XAI_API_KEY, or write the new key to XAI_API_KEY_FILE; the jobs wait",
+    ErrorCode.BAD_KEY: "set XAI_API_KEY, or the key of the route, or write a new one to its file; the jobs wait",
     ErrorCode.NO_CREDIT: "buy credit, or raise the spending limit; the jobs wait",
 }
 """Nothing runs any more until somebody acts."""

@@ -79,7 +79,10 @@ class Routes:
         rules = []
         for pattern, route in routes.items():
             own = settings.routed(route)
-            provider = providers.get(_identity(own)) or providers.setdefault(_identity(own), _deferred(own))
+            identity = _identity(own)
+            if identity not in providers:
+                providers[identity] = _deferred(own)
+            provider = providers[identity]
             if pattern in settings.routes and isinstance(provider, Deferred):
                 provider.open_at_start(pattern)
             rules.append(Rule(pattern, provider, route.model))
