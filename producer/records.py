@@ -91,12 +91,7 @@ class Payer(NamedTuple):
 @lru_cache(maxsize=8)
 def routes_of(payers: tuple[Payer, ...]) -> Arg:
     """As the scripts take them."""
-    return _packed(tuple(payers)) if payers else ""
-
-
-@lru_cache(8)  # the same ones go with every call
-def _packed(payers: tuple[Payer, ...]) -> bytes:
-    return codec.dumps(payers)
+    return codec.dumps(payers) if payers else ""
 
 
 @dataclass(frozen=True, slots=True)
