@@ -212,6 +212,7 @@ async def check_streams(app: Any) -> None:
         for number, (last, _, _) in enumerate(events[:-1], 1):
             assert await told(last) == events[number:]
         assert (await client.get("/prompts/unknown/events")).status_code == 404
+        assert (await client.get(f"/prompts/{job['id']}/events", headers={"Last-Event-ID": "none"})).status_code == 400
         assert "EventSource" in (await client.get("/")).text
 
 
