@@ -10,7 +10,7 @@ from promptq.producer import keys
 
 pytest_plugins = ["contract_fixture"]
 
-MOST = 1000
+MOST, GRACE = 1000, 100
 
 
 @pytest.fixture
@@ -105,13 +105,18 @@ async def test_what_is_taken_back_is_void(contract: Contract, run: Run) -> None:
 
 
 async def test_a_long_answer_is_written_anew(contract: Contract, run: Run) -> None:
-    """At the cap the teller is asked for it as one batch; that one alone says up to where it was read before."""
+    """At the cap the teller is asked for it as one batch; that one alone says up to where it was read before.
+
+    What stands before it goes when readers have had the time to read it.
+    """
     assert await contract.tell(run, *["x"] * MOST) == "again"
     read = await last_id(contract)
     assert await contract.tell(run, "x" * MOST, "y", edition=2, again=MOST) == "told"
-    assert await stream(contract) == [(read, "x" * MOST), "y"]
+    assert await stream(contract) == [*["x"] * MOST, (read, "x" * MOST), "y"]
     assert await contract.tell(run, "x" * MOST, "y", "z", edition=2, again=MOST) == "told"
-    assert await stream(contract) == [(read, "x" * MOST), "y", "z"]
+    assert await stream(contract) == [*["x"] * MOST, (read, "x" * MOST), "y", "z"]
+    assert await contract.tell(run, *["."] * (GRACE - 3), edition=2, again=MOST, first=4) == "told"
+    assert await stream(contract) == [(read, "x" * MOST), "y", "z", *["."] * (GRACE - 3)]
 
 
 @pytest.mark.parametrize("again", [1, 3])

@@ -10,10 +10,11 @@
 -- An entry of a stream has the field
 --   d  a batch: a list of deltas
 --   r  restarted: what stands before it is void. Nothing stands there any more
---   w  with d: it is the beginning of the answer, written again to keep the stream short. Nothing stands before it any
---      more; who has read the entry of this id has read all of it. Empty: nobody has
+--   w  with d: it is the beginning of the answer, written again to keep the stream short. Who has read the entry of this
+--      id has read all of it; empty: nobody has. What stands before it goes soon
 
 local MOST = 1000 -- batches in a stream: the next edition has them as one
+local GRACE = 100 -- batches of an edition by which readers have read what stands before it
 local ttl = tonumber(ARGV[2])
 local NOTHING = '' -- of the ledger's `teller`: what stands in the stream counts no more
 
@@ -30,8 +31,9 @@ local function begin(key, teller, token, told, again)
   if not has_told(teller) then return nil end
   if string.sub(teller, 1, #token + 1) ~= token .. '/' then restart(key) return nil end
   local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+  if last and told == again then return last[1] end
   redis.call('XTRIM', key, 'MAXLEN', 0)
-  return last and told == again and last[1] or ''
+  return ''
 end
 
 local function append(key, batch, beginning)
@@ -67,6 +69,7 @@ local function tell(at)
     append(key, ARGV[at + 6 + number - first], number == 1 and beginning)
     told = number
   end
+  if again > 0 and told >= GRACE then redis.call('XTRIM', key, 'MAXLEN', told) end
   redis.call('HSET', ledger, 'teller', mine, 'told', exact(told))
   redis.call('PEXPIRE', key, ttl)
   if told > before then redis.pcall('PUBLISH', K.told .. id, '') end
