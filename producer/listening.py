@@ -41,8 +41,6 @@ class Listener:
         self._last_id = after or str(BEGINNING)
         self._has_shown = after is not None
         """Whether the reader may have something of an answer."""
-        self._is_void = after is not None
-        """Whether that is no part of the answer whose stream this is; until we know better."""
         self._ending: _Record | None = None
         self._done = keys.done(job_id)
         self.channels = (self._done, keys.told(job_id))
@@ -63,7 +61,6 @@ class Listener:
 
     async def _look_for_the_end(self, within: float) -> None:
         record = await self._link.call(partial(_read_record, self._link.redis, self._job_id), within)
-        self._is_void = self._is_void and not record.goes_on_from(self._place)
         if record.result is not None:
             self._ending = record
 
@@ -93,15 +90,12 @@ class Listener:
         for entry in entries:
             before, self._place = self._place, entry.place
             if entry.is_restart:
-                self._is_void = True
                 yield from self._restart(str(entry.place))
             elif entry.place.entry == before.entry:
                 yield from map(self._show, list(entry.deltas())[before.part :])
-            elif entry.repeats(before):
-                self._is_void = False
-            else:
-                self._is_void |= entry.is_beginning
-                yield from self._restart(self._last_id)
+            elif not entry.repeats(before):
+                if entry.is_beginning:
+                    yield from self._restart(self._last_id)
                 yield from map(self._show, entry.deltas())
 
     def _show(self, delta: Delta) -> Delta:
@@ -109,26 +103,22 @@ class Listener:
         return delta
 
     def _restart(self, event_id: str) -> Iterator[Restarted]:
-        """Tell the reader, if it has something that is void."""
-        if self._is_void and self._has_shown:
+        """Tell the reader that what it has is void, if it has something."""
+        if self._has_shown:
             self._last_id, self._has_shown = event_id, False
             yield Restarted(id=event_id)
-        self._is_void = False
 
     def _end(self, ending: "_Record", result: JobResult) -> Iterator[JobEvent]:
         """The last event, and before it all that the stream did not tell."""
         self.is_over = True
         end = end_id(self._place, ending.epoch)
-        if ending.has_succeeded and ending.epoch != self._ended_in and not self._has_all(ending):
+        has_all = ending.epoch == self._ended_in or (ending.is_told and self._place == ending.last)
+        if ending.has_succeeded and not has_all:
             yield from self._make_up(result, end)
         yield Ended(id=end, result=result)
 
-    def _has_all(self, ending: "_Record") -> bool:
-        return ending.is_told and self._place == ending.last and not self._is_void
-
     def _make_up(self, result: JobResult, end: str) -> Iterator[JobEvent]:
         """The whole answer from the result. Only from its last delta on there is nothing to be told again."""
-        self._is_void = True
         yield from self._restart(self._last_id)
         pieces = pieces_of(result)
         for number, piece in enumerate(pieces, 1):
@@ -136,42 +126,35 @@ class Listener:
 
 
 class _Record(NamedTuple):
-    """What is known of a job and its stream at one moment. `first` and `last`: of the stream, None if it is empty."""
+    """What is known of a job and its stream at one moment."""
 
     result: JobResult | None
     epoch: int
     is_told: bool
     """Whether all that the answering run has told stands in the stream, or stood there."""
-    first: Entry | None
     last: Place | None
+    """Where the stream ends; None if nothing stands in it."""
 
     @property
     def has_succeeded(self) -> bool:
         """Whether there is an answer."""
         return self.result is not None and self.result.status is JobStatus.SUCCEEDED
 
-    def goes_on_from(self, place: Place) -> bool:
-        """Whether what stands behind the place follows it. Else the stream's time was over, and it has begun anew."""
-        return self.first is not None and self.first.place.entry <= place.entry
-
 
 async def _read_record(redis: Redis, job_id: str) -> _Record:
     """Raises JobNotFound, InvalidPayload."""
-    stream = keys.events(job_id)
     async with redis.pipeline(transaction=True) as pipe:
         pipe.get(keys.result(job_id))
         pipe.hgetall(keys.ledger(job_id))
         pipe.exists(keys.payload(job_id))
-        pipe.xrange(stream, count=1)
-        pipe.xrevrange(stream, count=1)
-        record, ledger, has_payload, first, last = await pipe.execute()
+        pipe.xrevrange(keys.events(job_id), count=1)
+        record, ledger, has_payload, last = await pipe.execute()
     if not record and not ledger and not has_payload:
         raise JobNotFound(job_id)
     return _Record(
         result=reading.result_of(job_id, record, ledger) if record else None,
         epoch=int(ledger.get(b"epoch", 0)),
         is_told=bool(record) and _tells_of(record) == (ledger.get(b"teller"), ledger.get(b"told")),
-        first=Entry(Place.of(first[0][0]), first[0][1]) if first else None,
         last=Place.of(last[0][0]) if last else None,
     )
 

@@ -104,6 +104,15 @@ async def test_what_is_taken_back_is_void(contract: Contract, run: Run) -> None:
     assert await stream(contract) == ["restarted", "eins "]
 
 
+async def test_what_is_void_stays_void_when_the_stream_is_gone(contract: Contract, run: Run) -> None:
+    """A reader who has not seen that it was taken back sees it in the next stream."""
+    await contract.tell(run, "one ")
+    await contract.tell(run)
+    await contract.redis.delete(keys.events("a"))
+    assert await contract.tell(run, "eins ") == "told"
+    assert await stream(contract) == ["restarted", "eins "]
+
+
 async def test_a_long_answer_is_written_anew(contract: Contract, run: Run) -> None:
     """At the cap the teller is asked for it as one batch; that one alone says up to where it was read before.
 

@@ -28,8 +28,11 @@ end
 -- Make room for another edition. Returns what its first batch is to say in w: that nothing is new in it only if it is made
 -- of just the batches that stand in the stream.
 local function begin(key, teller, token, told, again)
-  if not has_told(teller) then return nil end
-  if string.sub(teller, 1, #token + 1) ~= token .. '/' then restart(key) return nil end
+  if not teller then return nil end
+  if string.sub(teller, 1, #token + 1) ~= token .. '/' then
+    if has_told(teller) or redis.call('EXISTS', key) == 0 then restart(key) end -- its time may be over, and the r gone
+    return nil
+  end
   local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
   if last and told == again then return last[1] end
   redis.call('XTRIM', key, 'MAXLEN', 0)
