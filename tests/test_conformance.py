@@ -87,6 +87,7 @@ JOBS: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
     ),
     "reasoning": (QUESTION, {"reasoning_effort": "high"}),
     "logprobs": (QUESTION, {"logprobs": True, "top_logprobs": 2}),
+    "logprobs of a call": (QUESTION, {"logprobs": True, "tools": [WEATHER]}),
     "several answers": (QUESTION, {"n": 2}),
     "a stop": (QUESTION, {"stop": ["Natalia", "clips"]}),
     "a cut": (QUESTION, {"max_tokens": 20}),
@@ -106,6 +107,7 @@ OF_GRPC_ALONE: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
         QUESTION,
         {"tools": [{"type": "web_search"}, {"type": "code_execution"}], "include": ["web_search_call_output"]},
     ),
+    "links in the text": (QUESTION, {"tools": [{"type": "web_search"}], "include": ["inline_citations"]}),
     "encrypted reasoning": (QUESTION, {"use_encrypted_content": True, "reasoning_effort": "low"}),
 }
 

@@ -122,12 +122,13 @@ class Logprobs(Read):
 
     content: Annotated[tuple[_Logprob, ...], none_is_empty(())] = ()
 
-    def told(self) -> tuple[TokenLogprob, ...]:
-        """As they stand in results."""
-        return tuple(
+    def told(self) -> tuple[TokenLogprob, ...] | None:
+        """As they stand in results; None if there are none: a stream does not tell whether they were only empty."""
+        told = (
             TokenLogprob(**_token(each), top_logprobs=tuple(TopLogprob(**_token(top)) for top in each.top_logprobs))
             for each in self.content
         )
+        return tuple(told) or None
 
 
 def _token(token: _TopLogprob) -> dict[str, Any]:

@@ -129,7 +129,8 @@ def _citation(citation: chat_pb2.InlineCitation) -> InlineCitation:
 
 
 def _logprobs(output: chat_pb2.CompletionOutput) -> tuple[TokenLogprob, ...] | None:
-    if not output.HasField("logprobs"):
+    """None if it has none: a stream does not tell whether they were only empty."""
+    if not output.logprobs.content:
         return None
     return tuple(
         TokenLogprob(**_token(token), top_logprobs=tuple(TopLogprob(**_token(top)) for top in token.top_logprobs))
