@@ -414,6 +414,7 @@ async def test_neither_prompt_nor_key_is_logged(sim: RunningSimulator, caplog: p
     with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="openai"):
         async with open_provider(sim.rest_url) as rest:
             await call(rest, "my secret prompt")
+            await rest.sample(job("my secret prompt"), 60, deaf)
     assert "secret prompt" not in caplog.text
     assert OLD not in caplog.text
 

@@ -393,6 +393,7 @@ def test_bad_latency_is_refused(spec: object) -> None:
         ({"faults": [{"kind": "oversized", "after_chunks": 1}]}, "after_chunks"),
         ({"faults": [{"kind": "status", "after_chunks": 1}]}, "after_start"),
         ({"tokens_per_second": 0}, "tokens_per_second"),
+        ({"tokens_per_chunk": 0}, "tokens_per_chunk"),
         ({"faults": [{"kind": "status", "trailers": {"Upper": "x"}}]}, r"faults\.0\.trailers"),
         ({"faults": [{"kind": "status", "trailers": {"x-bin": "?"}}]}, r"faults\.0\.trailers"),
     ],
@@ -570,7 +571,8 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_it_cleanly(number: signal.Signals) -> None:
     """The first line tells the address and how to use it; a signal ends it with totals and exit code 0."""
-    command = (*COMMAND, "--port", "0", "--latency", "uniform:0.1,0.2", "--fault", '{"kind": "hang", "rate": 0}')
+    options = ["--port", "0", "--latency", "uniform:0.1,0.2", "--tokens-per-chunk", "1", "--fault"]
+    command = (*COMMAND, *options, '{"kind": "hang", "rate": 0}')
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         ready = process.stdout.readline()
