@@ -19,7 +19,10 @@ async def test_workers_drain_when_their_supervisor_is_killed(fleet: Fleet, queue
     handle = await queue.enqueue("q", model="m")
     pids = [pid_of(name) for name in supervisor.names]
     supervisor.kill()
-    await wait_until(lambda: not any(map(is_worker, pids)), timeout=30, message="the children end")
+    try:
+        await wait_until(lambda: not any(map(is_worker, pids)), timeout=60)
+    except AssertionError:
+        raise AssertionError(f"{list(filter(is_worker, pids))} of {pids} go on; they said:\n{supervisor.log}") from None
     result = await queue.result(handle.id)
     if result is None:
         await queue.cancel(handle.id)
