@@ -39,7 +39,10 @@ _BANDS = {band.name.lower(): band for band in Band}
 
 
 class JobStatus(StrEnum):
-    """Where a job is. The last four are final: then there is a result."""
+    """Where a job is. The last four are final: then there is a result.
+
+    Delayed: not before a moment, or behind an earlier job of its conversation.
+    """
 
     QUEUED = "queued"
     DELAYED = "delayed"
