@@ -30,7 +30,7 @@ class Delta(Read):
 
 
 class Restarted(Read):
-    """What came before is no part of the answer, which begins anew: another run has taken over."""
+    """What came before is void, and the answer begins anew: another run has taken over, or pieces were missing."""
 
     type: Literal["restarted"] = "restarted"
     id: str
@@ -93,9 +93,9 @@ def parse_id(event_id: str) -> tuple[Place, int | None]:
     found = _ID.fullmatch(event_id)
     if found is None:
         raise ValueError("after: not the id of an event; give the `id` of the last one that you have, or None")
-    ms, seq, part, epoch = (None if number is None else int(number) for number in found.groups())
-    place = Place(min(ms or 0, _GREATEST), min(seq or 0, _GREATEST), part or 0)
-    return place, epoch
+    ms, seq, part, epoch = found.groups()
+    place = Place(min(int(ms), _GREATEST), min(int(seq), _GREATEST), int(part or 0))
+    return place, None if epoch is None else int(epoch)
 
 
 class Entry(NamedTuple):
@@ -126,7 +126,8 @@ class Entry(NamedTuple):
                 part = number if number < len(pieces) else 0
                 yield Delta.model_validate(piece | {"id": str(self.place._replace(part=part)), "type": "delta"})
         except (ValidationError, ValueError, TypeError, KeyError) as error:
-            raise InvalidPayload(f"the stream of events holds none of ours: {type(error).__name__}") from None
+            kind = type(error).__name__
+            raise InvalidPayload(f"a stream holds what is no event of ours ({kind}); read the result") from None
 
 
 def pieces_of(answer: JobResult) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ class Link:
         A Redis that goes away meanwhile is waited for. Raises what `look` does, WaitTimeout after `timeout` seconds, or
         QueueUnavailable if Redis is away at first.
         """
-        has_looked, is_last = False, False
+        has_looked, is_last, is_away = False, False, False
         clock, patience = asyncio.get_running_loop().time, self.settings.redis_timeout
         began = clock()
         async with self.watcher.watching(awaited.channels) as signals:
@@ -102,7 +102,7 @@ class Link:
                     raise awaited.too_late(timeout)
                 try:
                     heard = signals.channels
-                    if not awaited.has_more:
+                    if is_away or not awaited.has_more:
                         async with asyncio.timeout_at(None if timeout is None else began + timeout):
                             heard = await signals.next(None if has_looked else patience / 2)
                 except TimeoutError:
@@ -113,8 +113,9 @@ class Link:
                 except QueueUnavailable:
                     if not has_looked:
                         raise
+                    is_away = True
                     continue
-                has_looked = True
+                has_looked, is_away = True, False
                 for each in found:
                     yield each
 

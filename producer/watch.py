@@ -1,7 +1,7 @@
-"""Hearing of finished jobs: one pub/sub connection for all that wait in this process.
+"""Hearing of jobs: one pub/sub connection for all that wait in this process.
 
-A signal means "look now", never "it is done": it comes when the whole subscription is confirmed, when a job ends, after
-every reconnect, and every ten seconds in case a message was lost. Channels are those of keys.py.
+A signal means "look now", never "it is done": it comes when the whole subscription is confirmed, when a job ends or its
+stream has grown, after every reconnect, and every ten seconds in case a message was lost. The channels: keys.py.
 """
 
 import asyncio

@@ -391,6 +391,22 @@ async def test_what_cannot_be_followed(queue: PromptQueue, contract: Contract, r
     await contract.settle(run)
 
 
+async def test_a_queue_that_is_closed_says_so_in_the_middle(
+    queue: PromptQueue, contract: Contract, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a reader, too, that had more to read."""
+    monkeypatch.setattr(listening, "AT_ONCE", 2)
+    monkeypatch.setattr(streams, "AT_ONCE", 2)
+    await contract.tell(run, *"1234")
+    events = queue.events("a")
+    assert said([await anext(events), await anext(events)]) == ["1", "2"]
+    await queue.aclose()
+    with pytest.raises(QueueUnavailable, match="was closed"):
+        async with asyncio.timeout(SOON):
+            await anext(events)
+    await settle(contract, run, "failed")
+
+
 class Dictation(EchoProvider):
     """Tells a letter when the reader has the one before; if told so it breaks off once, behind the third."""
 

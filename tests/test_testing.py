@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import itertools
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from promptq.producer import (
+    Delta,
     ErrorCode,
     IdConflict,
     InvalidJob,
@@ -126,6 +128,26 @@ async def test_a_failure_is_an_answer(queue: MemoryQueue, failure: ErrorCode | J
     wanted = failure if isinstance(failure, JobError) else JobError(code=failure, message="as the test said")
     assert result.error == wanted
     assert await ask(queue, "Hello") == ["fine"]
+
+
+async def test_a_streamed_answer_comes_word_by_word(queue: MemoryQueue) -> None:
+    """With its thoughts and its tool calls first; of several outputs each at once; without `stream` all at once."""
+    call = ToolCall(id="c", name="weather", arguments="{}")
+    outputs = tuple(Output(index=index, role="assistant", content=text) for index, text in enumerate(["a b", "c"]))
+    answers = [Answer(content="one two ", reasoning_content="hm", tool_calls=(call,)), Answer(outputs=outputs)]
+    told = []
+    for answer, stream in itertools.product([*answers, Answer()], [True, False]):
+        queue.answer_with(answer)
+        job = await queue.enqueue("Hello", stream=stream)
+        *deltas, _ = [event async for event in job.events(timeout=5)]
+        pieces = [delta for delta in deltas if isinstance(delta, Delta)]
+        told.append([(each.content, each.reasoning_content, each.tool_calls, each.output) for each in pieces])
+    assert told == [
+        [("one", "hm", (call,), 0), (" two", "", (), 0), (" ", "", (), 0)],
+        [("one two ", "hm", (call,), 0)],
+        *([("a b", "", (), 0), ("c", "", (), 1)] for _ in range(2)),
+        *([] for _ in range(2)),
+    ]
 
 
 def give_nothing(_: PromptJob) -> Any:

@@ -33,7 +33,8 @@ class MemoryQueue(PromptQueue):
     """A `PromptQueue` for tests. Every job is answered before the call that enqueued it returns, unless it is held.
 
     `answers`: what with, by default the prompt itself; an exception that a callable raises comes out of that call.
-    A job that fails is not tried again. Use it in one event loop, and close it: `async with MemoryQueue() as queue`.
+    A job that fails is not tried again. The events of one with `stream` have its answer word by word.
+    Use it in one event loop, and close it: `async with MemoryQueue() as queue`.
     """
 
     enqueued: list[PromptJob]
