@@ -32,7 +32,9 @@ def events(job_id: JobId, *, after: _After = None, as_json: AsJson = False, redi
         ask(follow, redis_url)
     except KeyboardInterrupt:
         screen.end_line()
-        raise CommandError("interrupted; the job goes on, and so does the same command", ExitCode.INTERRUPTED) from None
+        raise CommandError(
+            "interrupted; the job goes on, and the same command shows it again", ExitCode.INTERRUPTED
+        ) from None
 
 
 def _told(queue: PromptQueue, job_id: str, after: str | None) -> AsyncGenerator[JobEvent, None]:
