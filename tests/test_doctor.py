@@ -467,17 +467,20 @@ async def test_each_route_is_asked_about(
         "openai:*": {"key": PASSWORD, "base_url": simulator.rest_url},
         "cheap-*": {"key_file": str(tmp_path / "none")},
         "mine": {},
+        "there": {"provider": "openai", "base_url": simulator.rest_url},
     }
     monkeypatch.setenv("PROMPTQ_ROUTES", json.dumps(routes))
     await api.set(keys={PASSWORD: "blocked"})
     found = await report()
-    assert "PROMPTQ_ROUTES=openai:*, cheap-*, mine" in found["environment"].found
+    assert "PROMPTQ_ROUTES=openai:*, cheap-*, mine, there" in found["environment"].found
     assert found["key of openai:*"] == Finding(OK, "set by PROMPTQ_ROUTES")
     assert found["API of openai:*"].found == f"{simulator.rest_url}: bad_key: HTTP 403: This API key is blocked."
     assert found["API of openai:*"].advice.startswith("in PROMPTQ_ROUTES, or for all: set XAI_API_KEY")
     assert found["key of cheap-*"].found.startswith(f"cannot read the key's file, {tmp_path}")
     assert found["API"] == found["API of mine"] == Finding(OK, f"{simulator.host} takes the key")
     assert verdicts(found, PROBLEM) == ["API of openai:*", "key of cheap-*"]
+    assert found["key of there"].verdict is WARNING  # not every server is to know the key of another
+    assert found["key of there"].found == f"XAI_API_KEY goes to {simulator.rest_url}, too"
     assert PASSWORD not in str(found)
 
 

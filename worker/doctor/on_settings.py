@@ -139,6 +139,8 @@ def _where(settings: Settings, route: Route, secret: str) -> Finding:
     place = variable if file is None else f"{variable} ({key_file(settings)})"
     if _is_at_xai(settings) and not secret.startswith("xai-"):
         return warning(f"{place} holds one that does not begin with xai-", "see whether it is xAI's: console.x.ai")
+    if route.base_url and variable != "PROMPTQ_ROUTES" and not _is_at_xai(settings):
+        return warning(f"{place} goes to {route.base_url}, too", 'set a "key" of its own, if only "none"')
     if file is not None and settings.xai_api_key is not None:
         return warning(f"{place} goes before XAI_API_KEY, which is set, too", "unset one of them")
     return ok(f"set by {place}")
