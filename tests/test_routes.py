@@ -407,3 +407,18 @@ async def test_a_vendor_that_cannot_be_reached_slows_its_own_lanes_alone(redis_u
         for job_id in ["gone", *(job.id for job in gone)]:
             await queue.cancel(job_id)
     assert away.most == 1
+
+
+async def test_what_a_worker_claims_that_cannot_reach_a_vendor(redis_url: str) -> None:
+    """Nothing of that account while it rests, nor is it woken for its lanes; then one job. Of all others any number."""
+    routes = Routes([Rule("away-*", Unreached()), Rule("*", EchoProvider())])
+    worker = PromptWorker(settings(redis_url=redis_url), routes)
+    resting = worker.loop.time() + 60
+    for until, room in ((resting, 0), (0.0, 1)):
+        worker._cut_off = {"unreached": until}
+        assert worker._payers() == (Payer("away-*", "unreached", room), Payer("*", "echo", -1))
+        assert worker._has_room_for("away-1") is (room == 1)
+        assert (worker._has_room_for("m"), worker._free_slots) == (True, 100)
+        worker._cut_off = {"unreached": until, "echo": until}
+        assert worker._free_slots == room  # of the only account whose lanes it knows
+    await worker.close()
