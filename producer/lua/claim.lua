@@ -173,15 +173,15 @@ local function account_room_of(lane)
 end
 
 local MOST_ROUNDS = 1000 -- far more than there can be: a script that does not end stops the whole fleet
-local taken = {} -- lane:band -> highest turn leased
+local taken = {} -- lane -> band -> highest turn leased
 local started = {} -- model -> calls
 
 -- Write on the meter of its model that a job starts.
-local function charge(id, ledger, meter)
+local function charge(id, ledger, meter, estimate)
   started[ledger.model] = (started[ledger.model] or 0) + 1
   charge_requests(now, meter, 1)
   if meter.tpm then
-    local tokens = math.floor(estimate_of(meter, ledger.estimate) + 0.5)
+    local tokens = math.floor(estimate_of(meter, estimate) + 0.5)
     charge_tokens(now, meter, tokens)
     redis.call('HSET', K.ledger .. id, 'charged', exact(tokens))
   end
@@ -195,9 +195,9 @@ local function charge(id, ledger, meter)
   end
 end
 
-local function is_too_large(ledger, meter)
+local function is_too_large(meter, estimate)
   if not meter.tpm then return false end
-  local _, least = estimate_of(meter, ledger.estimate)
+  local _, least = estimate_of(meter, estimate)
   return least > meter.tpm
 end
 
@@ -222,7 +222,8 @@ local function take(id, lane, band)
   if ledger.deadline and ledger.deadline <= now then expired(now, id, ledger, result_ttl) return false end
   if ledger.conversation and head_of(ledger.conversation, id) ~= id then admit(now, id, ledger, 0) return false end
   local meter = meter_of(ledger.model)
-  if is_too_large(ledger, meter) then
+  local estimate = meter.tpm and estimate_in(id)
+  if is_too_large(meter, estimate) then
     local why = 'its prompt is larger than the ' .. exact(meter.tpm) .. ' tokens a minute that its model is limited to'
     finish(now, id, ledger, 'failed', verdict(now, id, ledger, 'failed', 'too_large', why), failure_ttl)
     return false
@@ -238,10 +239,11 @@ local function take(id, lane, band)
   local payload = redis.call('GET', K.payload .. id) or ''
   if #jobs > 0 and bytes + #payload > most_bytes then has_more = true return false end
   lease(id, ledger, token, now, now + length, length)
-  charge(id, ledger, meter)
+  charge(id, ledger, meter, estimate)
   hand_over(id, ledger, payload)
-  local place = lane .. ':' .. band
-  taken[place] = math.max(taken[place] or 0, ledger.turn)
+  local of_bands = taken[lane] or {}
+  of_bands[band] = math.max(of_bands[band] or 0, ledger.turn)
+  taken[lane] = of_bands
   return true
 end
 
@@ -292,13 +294,15 @@ local function serve_band(band)
 end
 
 local function advance_clocks()
-  for place, turn in pairs(taken) do
-    local fair = K.fair .. place
-    if turn > tonumber(redis.call('ZSCORE', fair, '') or 1) then
-      redis.call('ZADD', fair, exact(turn), '')
-      redis.call('ZREMRANGEBYSCORE', fair, '-inf', '(' .. exact(turn))
+  for lane, of_bands in pairs(taken) do
+    for band, turn in pairs(of_bands) do
+      local fair = K.fair .. lane .. ':' .. band
+      if turn > tonumber(redis.call('ZSCORE', fair, '') or 1) then
+        redis.call('ZADD', fair, exact(turn), '')
+        redis.call('ZREMRANGEBYSCORE', fair, '-inf', '(' .. exact(turn))
+      end
     end
-    if #lanes > 1 then redis.call('ZADD', K.lanes, 'XX', exact(now), (string.gsub(place, ':%d$', ''))) end
+    if #lanes > 1 then redis.call('ZADD', K.lanes, 'XX', exact(now), lane) end
   end
 end
 

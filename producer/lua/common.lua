@@ -33,7 +33,7 @@ end
 
 local FIELDS = {
   'state', 'epoch', 'lane', 'model', 'band', 'tenant', 'turn', 'due', 'deadline', 'token',
-  'spent', 'stalls', 'cancel', 'enqueued', 'claimed', 'ttl', 'given_back', 'timeouts', 'group', 'estimate',
+  'spent', 'stalls', 'cancel', 'enqueued', 'claimed', 'ttl', 'given_back', 'timeouts', 'group',
   'conversation',
 }
 local OPEN = { queued = true, delayed = true, running = true }
@@ -61,13 +61,15 @@ local function read(id)
     tenant = v[6] or nil, turn = number_of(v[7]), due = integer_of(v[8]), deadline = integer_of(v[9]), token = v[10] or nil,
     spent = integer_of(v[11]), stalls = integer_of(v[12]), cancel = v[13] or nil, enqueued = integer_of(v[14]),
     claimed = integer_of(v[15]), ttl = integer_of(v[16]), given_back = v[17] or nil, timeouts = integer_of(v[18]), group = v[19] or nil,
-    estimate = v[20] or nil, conversation = v[21] or nil,
+    conversation = v[20] or nil,
   }
   local is_known = OPEN[ledger.state] or FINAL[ledger.state]
   if is_known and ledger.epoch and ledger.lane and ledger.model and ledger.enqueued then return ledger end
   if not next(ledger) then return nil end
   error('a field is missing, or says nothing that we say')
 end
+
+local function estimate_in(id) return redis.call('HGET', K.ledger .. id, 'estimate') or nil end
 
 -- The score that the ledger says: it is the truth, the score only an index.
 local function score_of(ledger)
@@ -187,9 +189,11 @@ end
 
 local WAITS = { queued = true, delayed = true }
 
+local PLACES = { [0] = '0:', '1:', '2:' }
+
 local function count(ledger, more)
   if not ledger.band or not ledger.tenant then return end -- a ledger that makes no sense
-  local of_tenants, place = counts[ledger.lane] or {}, ledger.band .. ':' .. ledger.tenant
+  local of_tenants, place = counts[ledger.lane] or {}, PLACES[ledger.band] .. ledger.tenant
   of_tenants[place] = (of_tenants[place] or 0) + more
   counts[ledger.lane] = of_tenants
 end

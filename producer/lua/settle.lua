@@ -34,14 +34,26 @@ local function add(counter, amount)
   else redis.call('HINCRBY', day, counter, amount) end
 end
 
+local names_of = {} -- model -> names of its counters
+local function counters_of(model)
+  local names = names_of[model]
+  if not names then
+    names = { attempts = model .. ':attempts' }
+    for i, counter in ipairs(COUNTERS) do names[i] = model .. ':' .. counter end
+    names_of[model] = names
+  end
+  return names
+end
+
 -- The books of the job and of the day; guarded by the attempt's own field.
 local function book(at, id, token, ledger)
   local attempt = ARGV[at + 7]
   if attempt == '' or redis.call('HSETNX', K.ledger .. id, 'attempt:' .. token, attempt) == 0 then return end
-  add(ledger.model .. ':attempts', '1')
-  for i, counter in ipairs(COUNTERS) do
+  local names = counters_of(ledger.model)
+  add(names.attempts, '1')
+  for i = 1, #COUNTERS do
     local amount = ARGV[at + 7 + i]
-    if amount ~= '' and amount ~= '0' then add(ledger.model .. ':' .. counter, amount) end
+    if amount ~= '' and amount ~= '0' then add(names[i], amount) end
   end
   spent[ledger.model] = (spent[ledger.model] or 0) + (tonumber(ARGV[at + 12]) or 0)
 end
@@ -69,12 +81,12 @@ end
 local lessons = {} -- model -> answers learned from in this call: a few are enough
 
 -- Learn from an answer what the next jobs of its model may use.
-local function learn_from(at, ledger)
+local function learn_from(at, id, ledger)
   local taken = lessons[ledger.model] or 0
   if taken == MOST_LESSONS then return end
   lessons[ledger.model] = taken + 1
   local prompt, reasoning, total = tonumber(ARGV[at + 8]) or 0, tonumber(ARGV[at + 10]) or 0, tonumber(ARGV[at + 12]) or 0
-  if total > 0 then learn(meter_of(ledger.model), ledger.estimate, prompt, total - prompt - reasoning, reasoning) end
+  if total > 0 then learn(meter_of(ledger.model), estimate_in(id), prompt, total - prompt - reasoning, reasoning) end
 end
 
 -- The provider did not take a call. From the tenth in a row on none is spent; the model pauses when the row is also as
@@ -154,7 +166,7 @@ local function settle(at)
   local is_pausing, is_enough = false, false
   if holder then
     correct(at, id, ledger, kind)
-    if kind == 'succeeded' then learn_from(at, ledger) end
+    if kind == 'succeeded' then learn_from(at, id, ledger) end
     if (kind == 'succeeded' or kind == 'failed' and not SILENT[reason]) and ARGV[at + 7] ~= '' then
       answered[ledger.model] = math.max(answered[ledger.model] or 0, ledger.claimed)
     else kind, is_pausing, is_enough = heed(id, ledger, kind, reason, wait, ARGV[at + 7] ~= '') end
