@@ -74,7 +74,8 @@ def test_an_attempt_tells_who_when_and_why() -> None:
 def test_arq_reads_a_success() -> None:
     """The reader of arq gets its fields and, as the result, everything that the provider told."""
     call = ToolCall(id="c", name="f", arguments="{}")
-    answer = ANSWER._replace(reasoning_content="hm", tool_calls=(call,), citations=("https://x.ai",))
+    usage = USAGE.model_copy(update={"prompt_text_tokens": 2, "server_side_tools_used": {"web_search": 1}})
+    answer = ANSWER._replace(usage=usage, reasoning_content="hm", tool_calls=(call,), citations=("https://x.ai",))
     read = arq_result(CLERK.settlement(JOB, "t", Succeeded(answer), CALL).result)
     assert (read.function, read.args, read.kwargs, read.job_try) == ("sample_prompt", [], {}, 3)
     assert (read.success, read.queue_name, read.job_id) == (True, "arq:queue:grok-4", "job-1")
@@ -84,7 +85,7 @@ def test_arq_reads_a_success() -> None:
     assert isinstance(result, JobResult)
     assert (result.status, result.content, result.finish_reason) == (JobStatus.SUCCEEDED, "forty-two", "length")
     assert (result.model, result.provider, result.worker) == ("grok-4-0709", "xai", "w-1")
-    assert (result.usage, result.response_id, result.reasoning_content) == (USAGE, "r-1", "hm")
+    assert (result.usage, result.response_id, result.reasoning_content) == (usage, "r-1", "hm")
     assert (result.tool_calls, result.citations) == ((call,), ("https://x.ai",))
 
 
