@@ -347,6 +347,8 @@ EVERY_FIELD: dict[str, Any] = {
     "guidelines": ({"type": "policy", "category": "nsfw", "behavior": "decline"},),
     "timeout": 10,
     "max_attempts": 2,
+    "stream": True,
+    "conversation": "chat",
     "id": "job",
     "priority": "high",
     "tenant": "tenant",
