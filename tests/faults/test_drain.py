@@ -106,7 +106,7 @@ async def test_several_processes_are_kept_alive_and_drained_together(
     fleet: Fleet, queue: PromptQueue, redis_client: Redis
 ) -> None:
     """`--processes 2`: a child that is killed is started again and its jobs run on; SIGTERM drains all, exit code 0."""
-    supervisor = await fleet.launch("--processes", "2", promptq_echo_latency=0.5, promptq_max_jobs=2).ready(2)
+    supervisor = await fleet.launch("--processes", "2", promptq_echo_latency=1, promptq_max_jobs=2).ready(2)
     ids = [handle.id for handle in await queue.enqueue_many([f"q{number}" for number in range(6)], model="m")]
     await until_running(redis_client, ids[:4])
     kill_child(supervisor.names[0])
