@@ -17,6 +17,8 @@ from fleet import A_LOT, ENDINGS, LANES, SLOTS, WORKERS, Fleet
 from promptq.producer import keys
 
 STEPS: Final = 60
+SEED: Final = 5
+"""One of those with which every broken rule is found in few schedules."""
 THE_LAST: Final = "the last message"
 
 workers = st.integers(0, WORKERS - 1)
@@ -156,7 +158,7 @@ def live(
     with asyncio.Runner() as runner:
         client = connect()
 
-        @seed(1)
+        @seed(SEED)
         def begin() -> Schedule:
             return machine(runner.run, client, about)
 
