@@ -93,28 +93,28 @@ def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...]) -> None:
     assert (PAGE.read_bytes() if PAGE.exists() else None) == before
 
 
-LIMITS = ("limits:requests", "limits:ledgers", "limits:sizes")
-"""One part of each kind; all of them take a minute."""
+WITH_A_SIMULATOR = ("streams", "limits:requests", "limits:ledgers")
+"""Of `limits` one part of each kind; all of them take a minute."""
 
 
 @pytest.mark.timeout(300)
-def test_limits_runs(tmp_path: Path) -> None:
+def test_measures_with_a_simulator_run(tmp_path: Path) -> None:
     """Each tells a figure with a target; what must never be, is not, however slow the machine is."""
     file = tmp_path / "bench.json"
-    done = bench(*LIMITS, "--quick", "--json", str(file), timeout=280)
+    done = bench(*WITH_A_SIMULATOR, "--quick", "--json", str(file), timeout=280)
     assert done.returncode == 0, done.stderr
     told = {f"{figure['measure']} {figure['what']}": figure for figure in json.loads(file.read_text())["figures"]}
-    assert {figure["measure"] for figure in told.values() if figure["target"]} == {*LIMITS, "slow"}
+    assert {figure["measure"] for figure in told.values() if figure["target"]} == {*WITH_A_SIMULATOR, "slow"}
     assert told["limits:requests limits configured: calls answered 429 in 2 s"]["value"] < 10  # without limits: 40
     for what in (
         "limits:ledgers 50 jobs, calls that fail: jobs without exactly one result",
         "limits:ledgers 50 jobs, calls that fail: calls seen that the job's ledger does not tell",
-        "limits:sizes 60,000 tokens/min: 1 jobs with answers of 2,000 tokens: not answered",
-        "limits:sizes 60,000 tokens/min: 1 jobs with prompts of 480,000 characters: not failed as too_large",
-        "limits:sizes 60,000 tokens/min: 1 jobs with prompts of 480,000 characters: calls made",
     ):
         assert told[what]["value"] == 0
         assert told[what]["reached"] is True
+    lags = [figure for what, figure in told.items() if "simulator to reader" in what]
+    assert all(0 < figure["beside"] < figure["value"] for figure in lags)
+    assert len(lags) == 2
     attempts = told["limits:ledgers 50 jobs, calls that fail: attempts recorded"]
     generations = told["limits:ledgers 50 jobs, calls that fail: generations started"]
     assert 50 < attempts["beside"] <= attempts["value"]
