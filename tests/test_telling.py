@@ -185,3 +185,43 @@ async def test_the_next_worker_says_that_it_begins_anew(told: Told) -> None:
     told.say(other, "uno")
     await wait_until(lambda: len(told.calls) == 3)
     assert await told.batches("a") == ["restarted", "uno"]
+
+
+async def test_an_outcome_takes_nothing_from_a_later_run_of_its_job(told: Told) -> None:
+    """The worker could not write it in time, and its own job came back to it: what this run tells stays whole."""
+    [(lease, run)] = await told.start("a")
+    told.say(run, "one ")
+    await wait_until(lambda: told.batches("a"))
+    await told.contract.run_out(lease)
+    again = await told.contract.take_one("w1")
+    other = Run(again.job, again.token, 0)
+    told.say(other, "uno ")
+    await told.teller.finish([lease.outcome("retry")])
+    told.say(other, "due")
+    await wait_until(lambda: len(told.calls) == 2)
+    assert await told.batches("a") == ["restarted", "uno due"]
+    assert told.teller.end(other) == (f"{other.token}/1", 1)
+
+
+async def test_one_call_at_a_time(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that begins anew waits for the call that is under way; closing ends it."""
+    calls = 0
+
+    async def tell(*_: Any, **__: Any) -> list[str]:
+        nonlocal calls
+        calls += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            calls -= 1
+        raise AssertionError("nobody answers")
+
+    runs = [run for _, run in await told.start("a", "b")]
+    monkeypatch.setattr(scripts, "tell", tell)
+    told.say(runs[0], "one")
+    await wait_until(lambda: calls == 1)
+    told.teller.restart(runs[1])
+    await asyncio.sleep(0.01)
+    assert calls == 1
+    await told.teller.aclose()
+    assert calls == 0

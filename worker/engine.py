@@ -435,7 +435,7 @@ class PromptWorker(Worker):
                     await self.pool.zrem(keys.WORKERS, self.name)
                     await self._waiter.end()
                     await self._helpers[0]  # cancelled, it might eat the marker that it has just popped
-        self._teller.aclose()
+        await self._teller.aclose()
         helpers = [*self._helpers, *self._probes]
         for helper in helpers:
             helper.cancel()

@@ -47,7 +47,8 @@ class Teller:
     def restart(self, run: "Run") -> None:
         """What an earlier run of the job has told, before its worker died, is void."""
         self._stories[run.job.id] = _Story(run, takes_back=True)
-        self._set_timer(0)
+        if self._flushing is None:
+            self._set_timer(0)
 
     def end(self, run: "Run") -> tuple[str, int] | None:
         """Nothing more will be heard of it. Returns edition and number of batches by which a reader has all of it."""
@@ -61,12 +62,12 @@ class Teller:
         """Tell the rest of the runs whose outcomes are about to be written. Raises what an outage looks like."""
         if not self._stories:
             return
-        ended = [self._stories[settlement.id] for settlement in settlements if settlement.id in self._stories]
-        if not ended:
-            return
-        kinds = {settlement.id: settlement.kind for settlement in settlements}
-        for story in ended:
-            story.takes_back = kinds[story.run.job.id] in ("retry", "throttled", "released")
+        ended = []
+        for settlement in settlements:
+            story = self._stories.get(settlement.id)
+            if story and story.run.token == settlement.token:  # its job may have come back to us as another run
+                story.takes_back = settlement.kind in ("retry", "throttled", "released")
+                ended.append(story)
         try:
             await self._tell(ended)
         except OUTAGE:
@@ -74,14 +75,16 @@ class Teller:
         except RedisError as error:  # such as a full Redis: a paid answer is more than its stream
             self._on_error(error)
         for story in ended:
-            del self._stories[story.run.job.id]
+            if self._stories.get(story.run.job.id) is story:
+                del self._stories[story.run.job.id]
 
-    def aclose(self) -> None:
-        """Tell nothing more by itself."""
+    async def aclose(self) -> None:
+        """Tell nothing more."""
         if self._timer:
             self._timer.cancel()
         if self._flushing:
             self._flushing.cancel()
+            await asyncio.wait([self._flushing])
 
     def _set_timer(self, wait: float) -> None:
         if self._timer:
