@@ -53,6 +53,7 @@ class Streams:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])
+            self._stop()  # a task that is cancelled before its first step does nothing
 
     async def _read_all(self) -> None:
         wishes: list[_Wish] = []
@@ -61,9 +62,12 @@ class Streams:
                 wishes, self._wishes = self._wishes, []
                 await self._read(wishes)
         finally:
-            self._reading = None
-            _refuse((*wishes, *self._wishes), QueueUnavailable("this PromptQueue was closed; the jobs go on"))
-            self._wishes = []
+            self._stop(wishes)
+
+    def _stop(self, unanswered: Iterable[_Wish] = ()) -> None:
+        self._reading = None
+        _refuse((*unanswered, *self._wishes), QueueUnavailable("this PromptQueue was closed; the jobs go on"))
+        self._wishes = []
 
     async def _read(self, wishes: Iterable[_Wish]) -> None:
         calls = _in_calls(wishes)

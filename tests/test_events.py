@@ -377,6 +377,17 @@ async def test_an_id_that_is_none_is_refused(queue: PromptQueue, after: str) -> 
         queue.events("a", after)
 
 
+async def test_streams_that_close_before_they_read(queue: PromptQueue) -> None:
+    """Whoever asked in the same turn of the loop is refused, and so is whoever asks later: nobody waits for ever."""
+    link = queue._link
+    asked = asyncio.create_task(link.streams.read("a", Place(0, 0)))
+    await asyncio.sleep(0)  # it has asked, and nobody has begun to read
+    await queue.aclose()
+    for reading in (asked, link.streams.read("a", Place(0, 0))):
+        with pytest.raises(QueueUnavailable, match="was closed"):
+            await asyncio.wait_for(reading, SOON)
+
+
 async def test_what_cannot_be_followed(queue: PromptQueue, contract: Contract, run: Run) -> None:
     """An unknown job is JobNotFound, one that takes too long WaitTimeout, a queue that is closed QueueUnavailable."""
     with pytest.raises(JobNotFound, match="'nobody'"):
