@@ -17,12 +17,12 @@ import pytest_asyncio
 from promptq.producer.errors import ErrorCode
 from promptq.producer.messages import Message
 from promptq.producer.models import PromptJob
+from promptq.worker.providers import api_key, openai_stream
 from promptq.worker.providers import openai as openai_module
-from promptq.worker.providers import openai_stream, xai_key
+from promptq.worker.providers.api_key import ApiKeyError
 from promptq.worker.providers.base import LONGEST_JOB_TIMEOUT, Answer, Delta, Hear, ProviderError
 from promptq.worker.providers.openai import OpenAIProvider
 from promptq.worker.providers.routes import build_provider
-from promptq.worker.providers.xai_key import ApiKeyError
 from promptq.worker.settings import Settings
 from promptq.worker.simulator.process import RunningSimulator, running_simulator
 from waiting import wait_until
@@ -58,7 +58,7 @@ async def rest(sim: RunningSimulator) -> AsyncIterator[OpenAIProvider]:
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file with the old key, which is looked at for each call."""
-    monkeypatch.setattr(xai_key, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(api_key, "LOOK_EVERY", 0.0)
     path = tmp_path / "key"
     path.write_text(f"{OLD}\n")
     return path
@@ -279,7 +279,7 @@ async def test_a_probe_reads_the_key_anew(sim: RunningSimulator, path: Path, mon
     """It is of the key that is in the file now, and costs nothing."""
     async with from_settings(openai_base_url=sim.rest_url, xai_api_key_file=path) as rest:
         before = rest.account
-        monkeypatch.setattr(xai_key, "LOOK_EVERY", 3600.0)
+        monkeypatch.setattr(api_key, "LOOK_EVERY", 3600.0)
         await sim.control.set(keys={OLD: "blocked"})
         with pytest.raises(ProviderError, match="bad_key"):
             await rest.probe()

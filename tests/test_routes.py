@@ -15,11 +15,11 @@ from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
 from promptq.producer.records import Payer
 from promptq.worker.engine import PromptWorker
-from promptq.worker.providers import xai_key
+from promptq.worker.providers import api_key
+from promptq.worker.providers.api_key import ApiKeyError
 from promptq.worker.providers.base import Answer, Provider, ProviderError
 from promptq.worker.providers.echo import EchoProvider
 from promptq.worker.providers.routes import Deferred, Routes, Rule
-from promptq.worker.providers.xai_key import ApiKeyError
 from promptq.worker.settings import Settings
 from promptq.worker.simulator.control import SimulatorControl
 from promptq.worker.simulator.credentials import fingerprint_of
@@ -217,7 +217,7 @@ async def test_the_default_provider_needs_its_key_at_start() -> None:
 
 async def test_a_route_without_a_key_waits_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It refuses under an account of its own, without an attempt, until the file is there."""
-    monkeypatch.setattr(xai_key, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(api_key, "LOOK_EVERY", 0.0)
     path = tmp_path / "key"
     routes = Routes.from_settings(settings({"a": {"provider": "openai", "key_file": str(path), "base_url": NOWHERE}}))
     provider = routes.way("a").provider
@@ -249,7 +249,7 @@ A, B, C = "xai-KeyA0123456789", "xai-KeyB0123456789", "xai-KeyC0123456789"
 @pytest.fixture
 def key_of_b(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that is looked at for each claim."""
-    monkeypatch.setattr(xai_key, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(api_key, "LOOK_EVERY", 0.0)
     path = tmp_path / "b"
     path.write_text(B)
     return path

@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
+from promptq.worker.providers import api_key
 from promptq.worker.providers import xai as xai_module
-from promptq.worker.providers import xai_key
 from promptq.worker.providers.base import Answer, Provider, ProviderError
 from promptq.worker.providers.echo import EchoProvider
 from promptq.worker.providers.xai import XaiProvider
@@ -49,7 +49,7 @@ async def sim(shared_simulator: RunningSimulator) -> RunningSimulator:
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file with the old key, which is looked at for each call."""
-    monkeypatch.setattr(xai_key, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(api_key, "LOOK_EVERY", 0.0)
     path = tmp_path / "key"
     path.write_text(f"{OLD}\n")
     return path
@@ -194,7 +194,7 @@ async def test_a_probe_reads_the_key_anew(
 ) -> None:
     """However short ago the file was looked at: the probe is of the key that is in it now."""
     assert xai.account == account_of(OLD)
-    monkeypatch.setattr(xai_key, "LOOK_EVERY", 3600.0)
+    monkeypatch.setattr(api_key, "LOOK_EVERY", 3600.0)
     rewrite(path)
     assert xai.account == account_of(OLD)
     await xai.probe()
@@ -351,7 +351,7 @@ async def test_a_refusal_looks_whether_the_key_is_still_the_same(
 ) -> None:
     """However short ago the file was looked at: a key is often switched off right after it was replaced."""
     slow = await under_way(sim, xai, faults=[refusal("This API key is disabled.")])
-    monkeypatch.setattr(xai_key, "LOOK_EVERY", 3600.0)
+    monkeypatch.setattr(api_key, "LOOK_EVERY", 3600.0)
     rewrite(path)
     assert xai.account == account_of(OLD)
     assert (await refused(slow)).is_stale

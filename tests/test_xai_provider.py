@@ -30,9 +30,9 @@ from promptq.producer.errors import ErrorCode
 from promptq.producer.messages import Message
 from promptq.producer.models import PromptJob
 from promptq.producer.results import BOOKED, ToolCall, Usage
+from promptq.worker.providers.api_key import ApiKeyError
 from promptq.worker.providers.base import LONGEST_JOB_TIMEOUT, Answer, Delta, Hear, Provider, ProviderError
 from promptq.worker.providers.xai import XaiProvider
-from promptq.worker.providers.xai_key import ApiKeyError
 from promptq.worker.providers.xai_pool import REST, ClientPool, connections_for
 from promptq.worker.settings import Settings
 from promptq.worker.simulator.process import RunningSimulator, running_simulator

@@ -16,7 +16,7 @@ from promptq.worker.doctor import on_redis, on_settings
 from promptq.worker.doctor.findings import Check, Finding, Report, Verdict, examined, in_a_thread, not_checked
 from promptq.worker.doctor.on_api import api
 from promptq.worker.doctor.on_settings import Loaded
-from promptq.worker.providers.xai_key import read_key
+from promptq.worker.providers.api_key import read_key
 from promptq.worker.settings import ALL_OTHERS, Route, Settings
 
 LIMIT = 4.0

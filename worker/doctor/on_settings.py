@@ -15,7 +15,7 @@ from pydantic import SecretStr, ValidationError
 from promptq.producer.connection import public_url
 from promptq.producer.console import wrong_settings
 from promptq.worker.doctor.findings import Finding, in_a_thread, not_checked, ok, problem, warning
-from promptq.worker.providers.xai_key import ApiKeyError, key_file, read_key
+from promptq.worker.providers.api_key import ApiKeyError, key_file, read_key
 from promptq.worker.settings import Route, Settings
 
 NEEDS_WORKER = "needs promptq[worker], which a backend does without"

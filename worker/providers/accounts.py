@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import structlog
 from pydantic import SecretStr
 
-from promptq.worker.providers.xai_key import KeyFile
+from promptq.worker.providers.api_key import KeyFile
 
 log = structlog.get_logger("promptq.account")
 

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
 from promptq.worker.providers.accounts import Account, Accounts, place_of
+from promptq.worker.providers.api_key import OF_OPENAI, KeyFile, checked_key, read_key
 from promptq.worker.providers.base import (
     OF_THE_ACCOUNT,
     PROBE_TIMEOUT,
@@ -34,7 +35,6 @@ from promptq.worker.providers.openai_errors import error_of
 from promptq.worker.providers.openai_request import body_of
 from promptq.worker.providers.openai_stream import completion_in
 from promptq.worker.providers.wording import presentable, quotable_texts, without_quotes
-from promptq.worker.providers.xai_key import OF_OPENAI, KeyFile, checked_key, read_key
 from promptq.worker.settings import Settings
 
 CONNECT_TIMEOUT: Final = 10.0

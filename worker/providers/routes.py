@@ -16,8 +16,8 @@ from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
 from promptq.producer.records import Payer
 from promptq.worker.providers.accounts import account_name, place_of
+from promptq.worker.providers.api_key import ApiKeyError, KeyFile, read_key
 from promptq.worker.providers.base import Answer, Hear, Provider, ProviderError
-from promptq.worker.providers.xai_key import ApiKeyError, KeyFile, read_key
 from promptq.worker.settings import ALL_OTHERS, PROVIDERS, Route, Settings, without_prefix
 
 _LIBRARIES: Final = {"xai": "xai_sdk", "openai": "openai"}

@@ -21,13 +21,13 @@ from xai_sdk.proto import chat_pb2
 from promptq.producer.errors import ErrorCode
 from promptq.producer.models import PromptJob
 from promptq.worker.providers.accounts import Account, Accounts
+from promptq.worker.providers.api_key import KeyFile, checked_key, read_key
 from promptq.worker.providers.base import OF_THE_ACCOUNT, PROBE_TIMEOUT, Answer, Hear, ProviderError, longest_call
 from promptq.worker.providers.conversation import conversation_headers
 from promptq.worker.providers.wording import presentable, quotable_texts, without_quotes
 from promptq.worker.providers.xai_answer import answer_of
 from promptq.worker.providers.xai_call import chunks_of, in_hand
 from promptq.worker.providers.xai_errors import error_of
-from promptq.worker.providers.xai_key import KeyFile, checked_key, read_key
 from promptq.worker.providers.xai_pool import ClientPool, connections_for
 from promptq.worker.providers.xai_request import create_arguments
 from promptq.worker.providers.xai_stream import Gathering

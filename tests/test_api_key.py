@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from promptq.worker.providers.xai_key import LOOK_EVERY, KeyFile
+from promptq.worker.providers.api_key import LOOK_EVERY, KeyFile
 from promptq.worker.settings import Settings
 
 OLD = "xai-Old8tR2mWv5Lk0Ns7Yb3HcJd6"
