@@ -140,11 +140,11 @@ class Watcher:
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
 
     async def _hear(self, pubsub: PubSub) -> None:
-        unanswered = 0
+        listener, unanswered = asyncio.current_task(), 0
         while unanswered < 2:
             message = await pubsub.get_message(ignore_subscribe_messages=False, timeout=PING_EVERY)
-            if self._is_closed:
-                return  # Python 3.11's wait_for, inside redis-py, may have swallowed the cancel
+            if listener and listener.cancelling():
+                raise asyncio.CancelledError  # Python 3.11's wait_for, inside redis-py, may have swallowed it
             if message is None:
                 if not self._waiters:
                     return

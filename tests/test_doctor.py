@@ -93,6 +93,12 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, server: PrivateRedis, simulato
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody answers, half a second is tried."""
+    monkeypatch.setattr(examination, "LIMIT", 1.0)
+
+
 async def report(**given: Any) -> Report:
     """What the doctor finds."""
     return await examine(load(given))
@@ -301,6 +307,7 @@ async def test_a_model_that_an_operator_holds(server: PrivateRedis) -> None:
     assert found == Finding(WARNING, "paused: by an operator (grok-3)", "when it may go on: promptq resume grok-3")
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_without_redis_the_key_is_checked(simulator: SimulatorProcess) -> None:
     """One problem; what cannot be asked is not checked; the key and the API are."""
     found = await report(redis_url=f"redis://:{PASSWORD}@{NOBODY}")
@@ -536,6 +543,7 @@ async def test_misspelt_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PASSWORD not in str(found)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("url", "says"),
     [
@@ -576,6 +584,7 @@ def test_one_line_a_check(host: str | None, code: int, says: str, monkeypatch: p
     assert "1 warning" in ended.stderr  # no worker
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_report_for_programs() -> None:
     """--json: one object with every check, its verdict as a word, and whether all is well."""
     told = json.loads(run("--json", "--redis-url", f"redis://{NOBODY}").stdout)

@@ -33,6 +33,7 @@ from promptq.producer import (
 from promptq.producer.results import InlineCitation, Output, OutputFile, TokenLogprob, TopLogprob
 from promptq.producer.testing import NO_ANSWER, Answer, Answers, MemoryQueue, echo
 from promptq.producer.testing.server import Clock
+from promptq.producer.watch import PING_EVERY
 from promptq.producer.wire import Wire
 from promptq.worker.providers import base
 from waiting import wait_until
@@ -619,9 +620,11 @@ def serve_in_a_thread(queue: MemoryQueue) -> list[str]:
 
 
 def test_it_serves_an_application_in_another_thread() -> None:
-    """It is made before there is a loop, and looked at from outside; left open, it warns of nothing."""
+    """It is made before there is a loop, and looked at from outside; left open, it warns of nothing, delays no end."""
     queue = MemoryQueue(answers="42")
+    began = time.monotonic()
     assert serve_in_a_thread(queue) == ["42"] * 3
+    assert time.monotonic() - began < PING_EVERY
     queue.assert_enqueued("one", times=1)
     queue.assert_enqueued(times=3)
     del queue

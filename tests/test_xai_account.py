@@ -92,8 +92,8 @@ async def refused(task: "asyncio.Task[Answer]") -> ProviderError:
 
 
 async def under_way(sim: RunningSimulator, xai: XaiProvider, **knobs: Any) -> "asyncio.Task[Answer]":
-    """A call that takes a second, and what these knobs say; later ones are answered at once."""
-    await sim.control.set(latency=1.0, **knobs)
+    """A call that takes half a second, and what these knobs say; later ones are answered at once."""
+    await sim.control.set(latency=0.5, **knobs)
     task = call(xai, "slow")
     await sim.control.until(lambda totals: totals.in_flight == 1)
     await sim.control.set(latency=0.0, faults=[])
