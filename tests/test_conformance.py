@@ -19,10 +19,11 @@ from promptq.producer.results import ToolCall
 from promptq.worker.providers.base import Answer, Delta, Hear, Provider, ProviderError
 from promptq.worker.providers.openai import OpenAIProvider
 from promptq.worker.providers.xai import XaiProvider
-from promptq.worker.simulator.process import RunningSimulator, running_simulator
+from promptq.worker.simulator.process import RunningSimulator
 from simulator_chats import WEATHER_PARAMETERS, Pet
 from workers import running_worker
 
+pytest_plugins = ["simulator_fixture"]
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.filterwarnings("ignore:chat.(sample|stream)_batch will be deprecated:PendingDeprecationWarning"),
@@ -125,19 +126,11 @@ OF_THE_RUN: Final = {
 }
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_simulator() -> AsyncIterator[RunningSimulator]:
-    """One process for all tests of this file."""
-    async with running_simulator() as simulator:
-        yield simulator
-
-
 @pytest_asyncio.fixture(loop_scope="module")
-async def sim(shared_simulator: RunningSimulator) -> RunningSimulator:
-    """Empty books; answers of many lengths, in small chunks, part of each prompt from the cache."""
-    await shared_simulator.control.reset()
-    await shared_simulator.control.set(answer_tokens="uniform:30,300", tokens_per_chunk=4, cached_share=0.5)
-    return shared_simulator
+async def sim(sim: RunningSimulator) -> RunningSimulator:
+    """Answers of many lengths, in small chunks, part of each prompt from the cache."""
+    await sim.control.set(answer_tokens="uniform:30,300", tokens_per_chunk=4, cached_share=0.5)
+    return sim
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -21,29 +21,16 @@ from promptq.worker.providers.base import Answer, Provider, ProviderError
 from promptq.worker.providers.echo import EchoProvider
 from promptq.worker.providers.xai import XaiProvider
 from promptq.worker.settings import Settings
-from promptq.worker.simulator.process import RunningSimulator, running_simulator
+from promptq.worker.simulator.process import RunningSimulator
 from proxy import Proxy
 from waiting import wait_until
 
+pytest_plugins = ["simulator_fixture"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 OLD = "xai-Old8tR2mWv5Lk0Ns7Yb3HcJd6"
 NEW = "xai-NewQ1xCz9Fp4Gh6Ty2Ue8Wv0a"
 NOBODY = "127.0.0.1:1"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_simulator() -> AsyncIterator[RunningSimulator]:
-    """One process for all tests of this file."""
-    async with running_simulator() as simulator:
-        yield simulator
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sim(shared_simulator: RunningSimulator) -> RunningSimulator:
-    """The simulator with empty books and knobs as at its start."""
-    await shared_simulator.control.reset()
-    return shared_simulator
 
 
 @pytest.fixture
