@@ -19,7 +19,7 @@ from waiting import wait_until
 @pytest.fixture
 def heir() -> Iterator[PrivateRedis]:
     """The Redis that becomes the primary."""
-    with PrivateRedis() as server:
+    with PrivateRedis(args=("--repl-diskless-sync-delay", "0")) as server:  # a replica gets all at once
         yield server
 
 

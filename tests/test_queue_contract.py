@@ -35,6 +35,7 @@ from promptq.producer import (
     QueueUnavailable,
     Usage,
     WaitTimeout,
+    failed,
 )
 from promptq.producer.entries import CHUNK_JOBS
 from stages import MemoryStage, RealStage, Stage
@@ -674,9 +675,10 @@ async def test_only_failed_jobs_are_requeued(stage: Stage) -> None:
     assert stage.started.count("Hello") == 2
 
 
-async def test_many_are_requeued_while_they_are_listed(stage: Stage) -> None:
+async def test_many_are_requeued_while_they_are_listed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """None is left out, and none comes twice, even if it fails again at once."""
-    jobs = await stage.queue.enqueue_many(["fail moderated"] * 230)
+    monkeypatch.setattr(failed, "READ_AT_ONCE", 20)
+    jobs = await stage.queue.enqueue_many(["fail moderated"] * 50)
     ids = {job.id for job in jobs}
     async with stage.working(slots=100):
         async for _ in stage.queue.as_completed(ids, timeout=4 * SOON):

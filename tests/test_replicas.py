@@ -14,7 +14,8 @@ from waiting import wait_until
 
 async def test_a_job_that_no_replica_has_is_not_accepted() -> None:
     """With the only replica frozen the call is refused, however often it is sent; with it thawed the job is there."""
-    with PrivateRedis() as primary, PrivateRedis() as replica:
+    at_once = ("--repl-diskless-sync-delay", "0")
+    with PrivateRedis(args=at_once) as primary, PrivateRedis() as replica:
         with redis.Redis.from_url(replica.url) as client:
             client.replicaof("127.0.0.1", primary.port)
             await wait_until(lambda: client.info("replication")["master_link_status"] == "up")

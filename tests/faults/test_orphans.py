@@ -1,11 +1,10 @@
 """Whoever starts workers may be killed: they must not live on, holding a key and taking strangers' jobs."""
 
+import asyncio
 import signal
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from faults.fleet import Fleet, is_worker, pid_of
 from promptq.producer import JobStatus, PromptQueue
@@ -30,21 +29,26 @@ async def test_workers_drain_when_their_supervisor_is_killed(fleet: Fleet, queue
         assert result.status is JobStatus.SUCCEEDED
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-async def test_a_demo_that_is_ended_leaves_no_worker(tmp_path: Path, number: signal.Signals) -> None:
+async def test_a_demo_that_is_ended_leaves_no_worker(tmp_path: Path) -> None:
     """However it ends: the workers that it started are gone."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"What is {count}?\n" for count in range(2000)))
+    async with asyncio.TaskGroup() as demos:
+        for how in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
+            demos.create_task(_end_a_demo(prompts, how))
+
+
+async def _end_a_demo(prompts: Path, how: signal.Signals) -> None:
     script = "from promptq.worker.cli import main; main()"
     demo = subprocess.Popen(
         [sys.executable, "-c", script, "demo", str(prompts)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        await wait_until(lambda: len(_children(demo.pid)) == 2, timeout=30, message="both workers run")
+        await wait_until(lambda: len(_children(demo.pid)) == 2, 30, message=f"no {how.name} yet", interval=0.1)
         workers = _children(demo.pid)
-        demo.send_signal(number)
-        await wait_until(lambda: demo.poll() is not None, timeout=30, message="the demo ends")
-        await wait_until(lambda: not any(map(is_worker, workers)), timeout=30, message="the workers end")
+        demo.send_signal(how)
+        await wait_until(lambda: demo.poll() is not None, timeout=30, message=f"the demo ends by {how.name}")
+        await wait_until(lambda: not any(map(is_worker, workers)), timeout=30, message=f"no worker after {how.name}")
     finally:
         demo.kill()
         demo.wait()
