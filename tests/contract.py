@@ -243,8 +243,8 @@ class Contract:
                 return
             request = self.request("drains", 200)
             claimed = await self.send(request)
-            for run in runs_of(claimed, request.token):
-                await self.settle(run)
+            outcomes = [run.outcome() for run in runs_of(claimed, request.token)]
+            await scripts.settle(self.redis, outcomes, wake=False, now=self.now)
             for job_id in (foreign.id.decode() for foreign in claimed.foreign):
                 await self.adopt(entry(job_id), refusal=b"refused")
             if not claimed.jobs:

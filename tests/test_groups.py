@@ -115,7 +115,7 @@ async def test_results_are_read_a_few_at_a_time(
 
 
 async def test_an_outage_between_ids_and_results_loses_none(
-    queue: PromptQueue, hand: Hand, monkeypatch: pytest.MonkeyPatch
+    queue: PromptQueue, redis_url: str, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look that learned which jobs had ended, and not what they said, is made again."""
     read_results, is_away = reading.read_results, False
@@ -129,15 +129,16 @@ async def test_an_outage_between_ids_and_results_loses_none(
     await queue.enqueue_many([{"prompt": name, "id": name} for name in "abc"], group="run")
     jobs = {job.id: job for job in await hand.claim()}
     await hand.settle([jobs["a"]])
-    results = queue.group("run").results(timeout=20)
-    assert (await anext(results)).id == "a"
-    waiting = asyncio.create_task(read(results))
-    is_away = True
-    await hand.settle([jobs["b"]])
-    await asyncio.sleep(3)  # longer than a call tries
-    is_away = False
-    await hand.settle([jobs["c"]])
-    assert await waiting == ["b", "c"]
+    async with PromptQueue.connect(redis_url, settings=ProducerSettings(redis_timeout=0.2)) as impatient:
+        results = impatient.group("run").results(timeout=20)
+        assert (await anext(results)).id == "a"
+        waiting = asyncio.create_task(read(results))
+        is_away = True
+        await hand.settle([jobs["b"]])
+        await asyncio.sleep(0.5)  # longer than a call tries
+        is_away = False
+        await hand.settle([jobs["c"]])
+        assert await waiting == ["b", "c"]
 
 
 async def test_a_late_joiner_is_waited_for(queue: PromptQueue, hand: Hand) -> None:
