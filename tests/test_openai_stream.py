@@ -1,6 +1,7 @@
 """What openai_stream.py makes of the events of servers that differ. Without a server."""
 
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -142,9 +143,18 @@ async def test_what_is_no_chunk() -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("event", [piece(content="four"), "x" * 11])
+@pytest.mark.parametrize(
+    "event",
+    [
+        piece(content="four"),
+        piece(tool_calls=[call(0, arguments="four")]),
+        piece(tool_calls=[call(id="another")]),
+        piece(logprobs={"content": [{"token": "four", "logprob": -1.0}]}),
+        "x" * 11,
+    ],
+)
 async def test_an_endless_stream_ends(monkeypatch: pytest.MonkeyPatch, event: Any) -> None:
-    """Whether it is the text that does not end or a line: no worker fills up with it."""
+    """Whatever it is that does not end, of the answer or a line: no worker fills up with it."""
     monkeypatch.setattr(openai_stream, "LARGEST_ANSWER", 10 if isinstance(event, str) else 200)
     with pytest.raises(ProviderError) as caught:
         await streamed(*[event] * 60, cut=5)
@@ -174,3 +184,12 @@ async def test_an_error_in_the_stream(event: Any, code: ErrorCode) -> None:
     error = error_of(caught.value, lambda said: said.replace("no", "***"))
     assert (error.code, error.was_sent) == (code, True)
     assert error.message == ("in the stream: No credits left." if code is ErrorCode.NO_CREDIT else "in the stream: ***")
+
+
+def test_thousands_of_calls_take_no_longer_than_their_number() -> None:
+    """The pieces of a call are found at once, so that one odd answer does not hold up all others of its worker."""
+    calls = [call(index, arguments="{}") for index in range(8000)]
+    event, gathering = json.dumps(piece(tool_calls=calls)).encode(), openai_stream.Gathering()
+    began = time.process_time()
+    assert not list(gathering.add(event))
+    assert time.process_time() - began < 0.6

@@ -120,9 +120,10 @@ def test_calls_without_an_id_are_different_calls() -> None:
     assert [call.function.name for call in response.outputs[0].message.tool_calls] == ["a", "b"]
 
 
-def test_an_endless_answer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("endless", [{"content": "four"}, {"tool_calls": [SEARCHED]}, {"tokens": ("four",)}], ids=str)
+def test_an_endless_answer_ends(monkeypatch: pytest.MonkeyPatch, endless: dict[str, Any]) -> None:
     """As a whole one that is too large; no worker fills up with it."""
-    monkeypatch.setattr(xai_stream, "LARGEST_ANSWER", 10)
+    monkeypatch.setattr(xai_stream, "LARGEST_ANSWER", 30)
     with pytest.raises(ProviderError) as caught:
-        gathered(*[chunk(piece(content="four"))] * 3)
+        gathered(*[chunk(piece(**endless))] * 9)
     assert caught.value.code is ErrorCode.TOO_LARGE

@@ -16,7 +16,7 @@ OF_THE_ACCOUNT = frozenset({ErrorCode.BAD_KEY, ErrorCode.NO_CREDIT})
 LONGEST_JOB_TIMEOUT = 86_400.0
 """Seconds: what PromptJob allows."""
 LARGEST_ANSWER = 20 << 20
-"""Bytes: what gRPC takes from xAI, so that a job ends the same way over all; of a streamed answer, characters."""
+"""Bytes: what gRPC takes from xAI, so that a job ends the same way over all. Of a stream about so many."""
 CALL_MARGIN = 300.0
 PROBE_TIMEOUT = 10.0
 """Seconds."""

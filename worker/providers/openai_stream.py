@@ -51,9 +51,20 @@ class _CallPiece(Read):
     type: Words = ""
     function: Annotated[_FunctionPiece, none_is_empty(_FunctionPiece())] = _FunctionPiece()
 
+    @property
+    def size(self) -> int:
+        """In characters."""
+        return len(self.id) + len(self.function.name) + len(self.function.arguments)
+
 
 class _Piece(Said):
     tool_calls: Annotated[tuple[_CallPiece, ...], none_is_empty(())] = ()  # type: ignore[assignment] # in parts
+
+    @property
+    def size(self) -> int:
+        """Characters that it adds to the answer."""
+        of_calls = sum(call.size for call in self.tool_calls)
+        return len(self.content or self.refusal) + len(self.reasoning_content) + of_calls
 
 
 class _ChoicePiece(Read):
@@ -114,12 +125,15 @@ class Gathering:
         for piece in chunk.choices:
             if piece.index not in self._choices:
                 self._choices[piece.index] = _Choice(piece.index)
+            self._limit(len(event) if piece.logprobs else piece.delta.size)
             delta = self._choices[piece.index].add(piece)
-            self._size += len(delta.content) + len(delta.reasoning_content)
-            if self._size > LARGEST_ANSWER:
-                raise too_large()
             if any(delta[:3]):
                 yield delta
+
+    def _limit(self, size: int) -> None:
+        self._size += size
+        if self._size > LARGEST_ANSWER:
+            raise too_large()
 
     def end(self) -> Iterator[Delta]:
         """What was still open. Raises ProviderError if the stream was cut off."""
@@ -144,6 +158,7 @@ class _Choice:
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[_Call] = []
+        self._by_index: dict[int, _Call] = {}
         self._told = 0
         self._logprobs: list[Any] | None = None
 
@@ -178,19 +193,19 @@ class _Choice:
 
     def _call(self, piece: _CallPiece) -> "_Call":
         """By its index; where a server gives none, an id begins a new call."""
-        for call in self._calls if piece.index is not None else ():
-            if call.index == piece.index:
-                return call
+        if piece.index is not None and piece.index in self._by_index:
+            return self._by_index[piece.index]
         if piece.index is not None or piece.id or not self._calls:
-            self._calls.append(_Call(piece.index))
+            self._calls.append(_Call())
+        if piece.index is not None:
+            self._by_index[piece.index] = self._calls[-1]
         return self._calls[-1]
 
 
 class _Call:
     """A call of a tool, whose arguments come in pieces."""
 
-    def __init__(self, index: int | None) -> None:
-        self.index = index
+    def __init__(self) -> None:
         self._id = self._type = self._name = ""
         self._arguments: list[str] = []
 

@@ -34,7 +34,7 @@ class Gathering:
         whole.output_files.extend(chunk.output_files)
         for piece in chunk.outputs:
             delta = piece.delta
-            self._limit(len(delta.content) + len(delta.reasoning_content) + len(delta.encrypted_content))
+            self._limit(piece.ByteSize())
             self._output(piece.index).add(piece)
             if delta.content or delta.reasoning_content or delta.tool_calls:
                 yield Delta(delta.content, delta.reasoning_content, tool_calls_of(delta.tool_calls), piece.index)
@@ -50,10 +50,10 @@ class Gathering:
             output = self._outputs[index] = _Output(index)
         return output
 
-    def _limit(self, characters: int) -> None:
-        self._size += characters
+    def _limit(self, size: int) -> None:
+        self._size += size
         if self._size > LARGEST_ANSWER:
-            raise ProviderError(ErrorCode.TOO_LARGE, f"the answer has more than {LARGEST_ANSWER:,} characters")
+            raise ProviderError(ErrorCode.TOO_LARGE, f"the answer is larger than {LARGEST_ANSWER:,} bytes")
 
 
 class _Output:
