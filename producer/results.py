@@ -3,11 +3,12 @@
 Older and newer workers write the same record: a field that one of them does not know has its default.
 """
 
+import math
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, Self, TypeVar
+from typing import Annotated, Final, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from promptq.producer.errors import ErrorCode, InvalidAnswer, JobCancelled, JobExpired, JobFailed
 from promptq.producer.fields import Read
@@ -109,11 +110,21 @@ class InlineCitation(Read):
     collection_ids: tuple[str, ...] = ()
 
 
+_UNLIKELIEST: Final = -9999.0
+
+
+def _is_json(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else _UNLIKELIEST
+
+
 class TopLogprob(Read):
-    """A token that might have stood there. `bytes`: its UTF-8, since a character may be cut apart."""
+    """A token that might have stood there. `bytes`: its UTF-8, since a character may be cut apart.
+
+    `logprob` of a probability of zero is -9999, as OpenAI has it: JSON has no minus infinity.
+    """
 
     token: str
-    logprob: float
+    logprob: Annotated[float, AfterValidator(_is_json)]
     bytes: tuple[int, ...] | None = None
 
 

@@ -3,8 +3,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from promptq.producer import InvalidAnswer, JobFailed, JobResult, JobStatus, Message, ToolCall
+from promptq.producer import InvalidAnswer, JobFailed, JobResult, JobStatus, Message, ToolCall, codec
 from promptq.producer.entries import job_of
+from promptq.producer.results import TokenLogprob
 
 pytestmark = pytest.mark.producer
 
@@ -85,3 +86,11 @@ def test_what_cannot_go_back(result: JobResult) -> None:
     """Nothing at all, or a tool that this version does not know."""
     with pytest.raises(InvalidAnswer, match="cannot go back as a message"):
         result.to_message()
+
+
+@pytest.mark.parametrize("logprob", [float("-inf"), float("nan")])
+def test_a_log_probability_that_json_has_no_number_for(logprob: float) -> None:
+    """It is written as one that can be read again: the whole result would else be lost to its readers."""
+    token = TokenLogprob(token="a", logprob=logprob)
+    assert token.logprob == -9999
+    assert TokenLogprob.model_validate_json(codec.dumps(token)) == token
