@@ -91,6 +91,8 @@ def test_a_schema_without_type_is_of_an_object(schema: str) -> None:
         {"$ref": "https://example.com/schema"},
         {"$ref": "#"},
         {"type": "object", "properties": {"again": {"$ref": "#"}}, "required": ["again"]},
+        {"type": "array", "minItems": 10**10},
+        {"type": "string", "minLength": 10**10},
         {"type": "integer", "minimum": 3, "maximum": 2},
         {"type": "string", "pattern": "^(ab){17}$"},
         {"type": "string", "pattern": "("},

@@ -16,6 +16,8 @@ from promptq.worker.simulator.prose import MARK
 
 _DEEPEST = 24
 _OPTIONAL_UNTIL = 4
+_MOST_PARTS = 10_000
+_LONGEST = 1_000_000
 
 _TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 _FORMATS = {
@@ -54,9 +56,11 @@ class _Writer:
 
     def __init__(self, root: Any) -> None:
         self._root = root
+        self._parts = 0
 
     def write(self, schema: Any, name: str, depth: int) -> Any:
-        if depth > _DEEPEST:
+        self._parts += 1
+        if depth > _DEEPEST or self._parts > _MOST_PARTS:
             raise UnknownSchema("the schema asks for an endless value")
         if not isinstance(schema, Mapping):
             return f"{MARK} {name}"
@@ -153,6 +157,8 @@ def _type_of(schema: Mapping[str, Any], *, at_the_top: bool = False) -> str:
 
 def _string(schema: Mapping[str, Any], name: str) -> str:
     shortest, longest = schema.get("minLength", 0), schema.get("maxLength", math.inf)
+    if shortest > _LONGEST:
+        raise UnknownSchema("the schema asks for an endless text")
     if "pattern" in schema:
         return _fitting(schema["pattern"], shortest, longest)
     text = _FORMATS.get(schema.get("format", ""), f"{MARK} {name}")
