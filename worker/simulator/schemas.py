@@ -45,10 +45,15 @@ def instance_of(schema: str, name: str = "value") -> Any:
     Raises:
         UnknownSchema: as it says.
     """
-    root = from_json(schema) if schema else {}
-    if not isinstance(root, dict):
-        raise UnknownSchema("it must be a JSON object")
-    return _Writer(root).write(root, name, 0)
+    try:
+        root = from_json(schema) if schema else {}
+        if not isinstance(root, dict):
+            raise UnknownSchema("it must be a JSON object")
+        return _Writer(root).write(root, name, 0)
+    except UnknownSchema:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError):
+        raise UnknownSchema("it is no JSON, or a keyword has a value of the wrong kind") from None
 
 
 class _Writer:
