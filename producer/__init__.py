@@ -42,6 +42,7 @@ from promptq.producer.results import (
     OutputFile,
     TokenLogprob,
     ToolCall,
+    TopLogprob,
     Usage,
 )
 from promptq.producer.settings import ProducerSettings
@@ -88,6 +89,7 @@ __all__ = [
     "TenantStats",
     "TokenLogprob",
     "ToolCall",
+    "TopLogprob",
     "Usage",
     "WaitTimeout",
 ]

@@ -88,7 +88,7 @@ def _open_by_sentinel(url: str, options: dict[str, Any], client: type[ClientT]) 
     addresses = [(host, int(port or 26379)) for host, _, port in (each.partition(":") for each in hosts.split(","))]
     login = {"username": parts.username, "password": parts.password}
     credentials = {name: unquote(value) for name, value in login.items() if value}
-    sentinel: Any = Sentinel(addresses, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
+    sentinel: Any = Sentinel(addresses, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call] # redis-py's own
     named: dict[str, Any] = {**credentials, **dict(parse_qsl(parts.query)), "db": int(db or 0)}
     redis: ClientT = sentinel.master_for(service, redis_class=client, **named)
     redis.connection_pool.connection_class = direct(redis.connection_pool.connection_class)

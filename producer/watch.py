@@ -112,9 +112,7 @@ class Watcher:
         """Change the subscription; if that fails the listener reconnects and subscribes to all that is waited for."""
         if self._pubsub is None or not channels:
             return
-        with contextlib.suppress(
-            Exception
-        ):  # redis-py raises even AttributeError if the connection is closed meanwhile
+        with contextlib.suppress(Exception):  # redis-py raises even AttributeError if it is closed meanwhile
             await getattr(self._pubsub, verb)(*channels)
 
     async def _listen(self) -> None:
@@ -137,7 +135,7 @@ class Watcher:
         finally:
             self._pubsub = None
             with contextlib.suppress(RedisError, OSError):
-                await pubsub.aclose()  # type: ignore[no-untyped-call]
+                await pubsub.aclose()  # type: ignore[no-untyped-call] # redis-py's own
 
     async def _hear(self, pubsub: PubSub) -> None:
         listener, unanswered = asyncio.current_task(), 0

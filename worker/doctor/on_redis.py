@@ -89,7 +89,7 @@ def _hosts(url: str) -> list[str]:
 async def _hello(redis: Redis) -> dict[str, Any]:
     """`server`, `version`, `mode` and `role`; also for users who may not run INFO."""
     try:
-        reply = await redis.execute_command("HELLO")  # type: ignore[no-untyped-call]
+        reply = await redis.execute_command("HELLO")  # type: ignore[no-untyped-call] # redis-py's own
     except NoPermissionError:
         raise
     except ResponseError:  # older than 6.2, or hidden
@@ -234,7 +234,7 @@ async def channels(redis: Redis) -> Finding:
     except NoPermissionError as error:
         return warning(f"refused: {error!s}; readers look every ten seconds instead", _ACL_ADVICE)
     finally:
-        await pubsub.aclose()  # type: ignore[no-untyped-call]
+        await pubsub.aclose()  # type: ignore[no-untyped-call] # redis-py's own
     return ok("publish and subscribe work")
 
 
