@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from promptq.producer import ErrorCode, PromptJob, PromptQueue, keys, scripts
 from promptq.producer.models import Limits
-from promptq.worker import engine
+from promptq.worker import reach
 from promptq.worker.providers.base import Answer, ProviderError
 from promptq.worker.providers.echo import EchoProvider
 from waiting import wait_until
@@ -79,7 +79,7 @@ async def test_a_worker_that_does_not_reach_the_provider_takes_one_job_at_a_time
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others may reach it: it must not take all of their jobs only to give them back."""
-    monkeypatch.setattr(engine, "REST", 0.2)
+    monkeypatch.setattr(reach, "REST", 0.2)
     unreached = [ProviderError(ErrorCode.UNAVAILABLE, "no route", was_sent=False) for _ in range(12)]
     provider = Refusing(*unreached)
     async with running_worker(redis_url, provider, max_jobs=8), PromptQueue.connect(redis_url) as queue:

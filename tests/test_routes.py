@@ -339,7 +339,7 @@ async def test_a_worker_without_the_key_leaves_the_jobs_to_others(
         await wait_until(is_paused)
         assert (await queue.wait((await queue.enqueue("Hi", model="echo:m")).id, timeout=20)).provider == "echo"
         assert await queue.status(job.id) is JobStatus.QUEUED
-        assert not worker._cut_off  # nobody was called, so nobody is out of reach
+        assert not worker._reach._cut_off  # nobody was called, so nobody is out of reach
         async with running_worker(redis_url, routes):
             result = await queue.wait(job.id, timeout=20)
     assert (result.provider, len(result.attempts)) == ("openai", 1)
@@ -397,7 +397,7 @@ async def test_a_vendor_that_cannot_be_reached_slows_its_own_lanes_alone(redis_u
     routes = Routes([Rule("away-*", away), Rule("*", there)])
     async with running_worker(redis_url, routes, max_jobs=20) as worker, PromptQueue.connect(redis_url) as queue:
         await queue.enqueue("Hi", model="away-1", id="gone")
-        await wait_until(lambda: bool(worker._cut_off))
+        await wait_until(lambda: bool(worker._reach._cut_off))
         gone = await queue.enqueue_many([str(number) for number in range(5)], model="away-1")
         jobs = await queue.enqueue_many([f"hang {number}" for number in range(5)], model="m")
         await wait_until(lambda: len(there.started) == 5)
@@ -415,10 +415,10 @@ async def test_what_a_worker_claims_that_cannot_reach_a_vendor(redis_url: str) -
     worker = PromptWorker(settings(redis_url=redis_url), routes)
     resting = worker.loop.time() + 60
     for until, room in ((resting, 0), (0.0, 1)):
-        worker._cut_off = {"unreached": until}
-        assert worker._payers() == (Payer("away-*", "unreached", room), Payer("*", "echo", -1))
-        assert worker._has_room_for("away-1") is (room == 1)
-        assert (worker._has_room_for("m"), worker._free_slots) == (True, 100)
-        worker._cut_off = {"unreached": until, "echo": until}
+        worker._reach._cut_off = {"unreached": until}
+        assert worker._reach.payers() == (Payer("away-*", "unreached", room), Payer("*", "echo", -1))
+        assert worker._reach.has_room_for("away-1") is (room == 1)
+        assert (worker._reach.has_room_for("m"), worker._free_slots) == (True, 100)
+        worker._reach._cut_off = {"unreached": until, "echo": until}
         assert worker._free_slots == room  # of the only account whose lanes it knows
     await worker.close()

@@ -1,7 +1,7 @@
 """`PromptWorker`: the loop of one worker process. Each step settles what has ended and claims what there is room for.
 
 Nothing ends the loop but a drain: not a job, not a Redis error. Running a job is run.py; leases are leases.py;
-waiting for work is waiter.py.
+waiting for work is waiter.py; providers that cannot be reached are reach.py.
 """
 
 import asyncio
@@ -24,15 +24,16 @@ from redis.exceptions import RedisError
 
 from promptq.producer import codec, keys, scripts
 from promptq.producer.connection import OUTAGE, close_redis, open_redis
-from promptq.producer.records import Claimed, Payer, Settlement
+from promptq.producer.records import Claimed, Settlement
 from promptq.worker.adoption import adopt
 from promptq.worker.exchange import Exchange
 from promptq.worker.health import Condition
 from promptq.worker.leases import Leases
 from promptq.worker.outcome import Released
 from promptq.worker.probing import tell_whether_it_works
-from promptq.worker.providers.base import OF_THE_ACCOUNT, Provider
+from promptq.worker.providers.base import Provider
 from promptq.worker.providers.routes import Routes
+from promptq.worker.reach import Reach
 from promptq.worker.run import Run, Runner
 from promptq.worker.settings import Settings
 from promptq.worker.settlement import Clerk
@@ -41,8 +42,6 @@ from promptq.worker.waiter import BLOCK_SECONDS, Waiter
 
 POLL_IDLE = 5.0
 POLL_BACKLOG = 1.0
-REST = 1.0
-"""Seconds between two tries to reach a provider that this process cannot reach."""
 GATHER = 0.01
 """Seconds from one step to the next while more than half of the slots are busy: a round trip for several outcomes."""
 
@@ -96,7 +95,10 @@ class PromptWorker(Worker):
             on_error=self._lost_redis,
             calls=redis,
         )
-        self._exchange = Exchange(redis, settings, self.name, self._serves, payers=self._payers, teller=self._teller)
+        self._reach = Reach(self._routes, self.leases, self._want)
+        self._exchange = Exchange(
+            redis, settings, self.name, self._serves, payers=self._reach.payers, teller=self._teller
+        )
         self._unfilled = dict(settings.limits)
         self._hungry = True
         self._exhausted = False
@@ -107,8 +109,6 @@ class PromptWorker(Worker):
         self._helpers: list[asyncio.Task[None]] = []
         self._gave_back_at: float | None = None
         self._probes: set[asyncio.Task[None]] = set()
-        self._cut_off: dict[str, float] = {}
-        """Accounts whose provider this process cannot reach, and when it may try again."""
 
     async def _sample_prompt(self, ctx: dict[Any, Any]) -> None:
         """Registers the function's name with arq; jobs run in run.py."""
@@ -224,30 +224,11 @@ class PromptWorker(Worker):
 
     @property
     def _free_slots(self) -> int:
-        """One at most for each account, if this process can reach the provider of none: others may."""
         free = max(0, self.max_jobs - len(self.leases.runs))
-        if not self._cut_off:
-            return free
-        rooms = [self._room(account) for account in {self.account, *self.models.values()}]
-        return free if -1 in rooms else min(free, sum(rooms))
+        return self._reach.slots(free, self._accounts)
 
-    def _payers(self) -> tuple[Payer, ...]:
-        """Who pays for what, and how much of it this process takes."""
-        payers = self._routes.payers()
-        if not self._cut_off:
-            return payers
-        return tuple(payer._replace(most=self._room(payer.account)) for payer in payers)
-
-    def _has_room_for(self, lane: str) -> bool:
-        """Whether to be woken for it: a marker that is taken by a worker without room wakes nobody else."""
-        return not self._cut_off or self._room(self._routes.account_of(lane)) != 0
-
-    def _room(self, account: str) -> int:
-        """One job at a time and second for an account whose provider this process cannot reach; -1: any number."""
-        if account not in self._cut_off:
-            return -1
-        running = sum(self._routes.account_of(run.job.model) == account for run in self.leases.runs.values())
-        return 1 if self.loop.time() >= self._cut_off[account] and not running else 0
+    def _accounts(self) -> set[str]:
+        return {self.account, *self.models.values()}
 
     async def _probe(self, account: str) -> None:
         """Find out whether the account works again, for the whole fleet."""
@@ -290,23 +271,8 @@ class PromptWorker(Worker):
         if self.leases.runs.get(run.job.id) is run:
             del self.leases.runs[run.job.id]
             self._exchange.unsettled.append(settlement)
-            if settlement.was_unreached or self._cut_off:
-                self._note_reach(self._routes.account_of(run.job.model), settlement)
+            self._reach.note(run.job.model, settlement)
             self._bell.set()
-
-    def _note_reach(self, account: str, settlement: Settlement) -> None:
-        """Whether its provider could be asked at all."""
-        if not settlement.was_unreached or settlement.reason in OF_THE_ACCOUNT:
-            self._cut_off.pop(account, None)
-            return
-        if account not in self._cut_off:
-            log.warning(
-                "provider.unreachable",
-                account=account,
-                help="jobs are tried one at a time; other workers take the rest",
-            )
-        self._cut_off[account] = self.loop.time() + REST
-        self.loop.call_later(REST, self._want)
 
     def _ended(self, run: Run, task: "asyncio.Task[None]") -> None:
         """The task is over, perhaps cancelled before its first step."""
@@ -342,7 +308,7 @@ class PromptWorker(Worker):
             elif self.allow_pick_jobs:
                 self._call_later(self._settings.renew_period / 2)
         has_room = self.allow_pick_jobs and not self._hungry and self._free_slots > 0
-        lanes = tuple(filter(self._has_room_for, self._exchange.known)) if has_room else ()
+        lanes = tuple(filter(self._reach.has_room_for, self._exchange.known)) if has_room else ()
         if self._waiter.wait_for(lanes, new_ones=has_room and not self._serves):
             await self._waiter.look_anew()
         if not (self.allow_pick_jobs and self._free_slots):
