@@ -46,14 +46,19 @@ def instance_of(schema: str, name: str = "value") -> Any:
         UnknownSchema: as it says.
     """
     try:
-        root = from_json(schema) if schema else {}
-        if not isinstance(root, dict):
-            raise UnknownSchema("it must be a JSON object")
+        root = _root_of(schema)
         return _Writer(root).write(root, name, 0)
     except UnknownSchema:
         raise
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError):
         raise UnknownSchema("it is no JSON, or a keyword has a value of the wrong kind") from None
+
+
+def _root_of(schema: str) -> dict[str, Any]:
+    root = from_json(schema) if schema else {}
+    if not isinstance(root, dict):
+        raise UnknownSchema("it must be a JSON object")
+    return root
 
 
 class _Writer:
