@@ -1,6 +1,7 @@
 """Fixtures for every test: a real Redis, a fake one, and the check that nothing is left behind."""
 
 import contextlib
+import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any, cast
 
@@ -16,6 +17,10 @@ from promptq.worker.embedded import EmbeddedRedisError, PrivateRedis
 # A busy machine is no failure.
 settings.register_profile("promptq", deadline=None)
 settings.load_profile("promptq")
+
+# A shell has what it runs in the background ignore Ctrl-C; the commands that tests interrupt would ignore it, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Opens a synchronous client to each server that the test has used.
 _SERVERS = pytest.StashKey[list[Callable[[], Any]]]()
