@@ -16,7 +16,7 @@ from promptq.producer.results import JobResult, ToolCall
 
 
 class Delta(Read):
-    """A piece of the answer; each tool call comes whole.
+    """A piece of the answer; each tool call comes whole, and one that the provider runs itself again when it is done.
 
     `output`: of which of several outputs (`Output.index`); 0 if there is one. `id`: to read on from it.
     """
