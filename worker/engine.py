@@ -106,6 +106,7 @@ class PromptWorker(Worker):
         self._timer: asyncio.TimerHandle | None = None
         self._stepped_at = 0.0
         self._gathering: asyncio.TimerHandle | None = None
+        self._end_of_drain: asyncio.TimerHandle | None = None
         self._helpers: list[asyncio.Task[None]] = []
         self._gave_back_at: float | None = None
         self._probes: set[asyncio.Task[None]] = set()
@@ -345,7 +346,7 @@ class PromptWorker(Worker):
         log.info(
             "worker.draining", worker=self.name, running=len(self.leases.runs), seconds=self._settings.drain_timeout
         )
-        self.loop.call_later(self._settings.drain_timeout, self._give_back)
+        self._end_of_drain = self.loop.call_later(self._settings.drain_timeout, self._give_back)
         self._bell.set()
 
     def _give_back(self) -> None:
@@ -383,7 +384,7 @@ class PromptWorker(Worker):
 
     async def close(self) -> None:
         """Release everything; what still runs is given back first."""
-        for timer in (self._timer, self._gathering):
+        for timer in (self._timer, self._gathering, self._end_of_drain):
             if timer:
                 timer.cancel()
         self._stop_runs()

@@ -171,6 +171,8 @@ class Runner:
         bound = {"job_id": job.id, "attempt": job.spent + 1, "lane": job.lane}
         if call:
             bound["seconds"] = (call.finished - call.started) / 1000
+            if call.heard_at is not None:
+                bound["first_token"] = (call.heard_at - call.started) / 1000
         if isinstance(outcome, Succeeded):
             log.info("job.succeeded", **bound, tokens=outcome.answer.usage.total_tokens, **self._content(outcome))
             return

@@ -68,6 +68,8 @@ class Teller:
             if story and story.run.token == settlement.token:  # its job may have come back to us as another run
                 story.takes_back = settlement.kind in ("retry", "throttled", "released")
                 ended.append(story)
+        if self._flushing and any(story.takes_back for story in ended):
+            await asyncio.wait([self._flushing])  # else Redis might run it after the taking back
         try:
             await self._tell(ended)
         except OUTAGE:
