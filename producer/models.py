@@ -73,6 +73,11 @@ def _not_the_intake(model: str) -> str:
 ModelName = Annotated[Name, AfterValidator(_not_the_intake)]
 
 
+def _in_a_list(stop: Any) -> Any:
+    """OpenAI takes a single one as it is, too."""
+    return (stop,) if isinstance(stop, str) else stop
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -122,7 +127,7 @@ class PromptJob(Frozen):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     reasoning_effort: Literal["none", "low", "medium", "high", "xhigh"] | None = None
     seed: int | None = Field(None, ge=-(2**31), lt=2**31)
-    stop: tuple[Text, ...] | None = None
+    stop: Annotated[tuple[Text, ...], BeforeValidator(_in_a_list)] | None = None
     user: Name | None = None
     safety_identifier: Name | None = None
     """The caller's own user, as a hash: xAI lays misuse on it, not on the whole key."""

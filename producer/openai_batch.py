@@ -85,8 +85,6 @@ def _request(body: Mapping[str, Any]) -> dict[str, Any]:
     most = body.get("max_completion_tokens")
     if most is not None and fields.setdefault("max_tokens", most) != most:
         raise InvalidPayload("body.max_completion_tokens: is not what max_tokens says; give one of them")
-    if isinstance(fields.get("stop"), str):
-        fields["stop"] = [fields["stop"]]
     if isinstance(fields["messages"], list):
         fields["messages"] = [_message(message) for message in fields["messages"]]
     return fields

@@ -59,6 +59,11 @@ def test_every_field_is_asked_run_or_delivered() -> None:
     assert {"timeout", "max_attempts", "stream", "conversation"} == PAYLOAD_FIELDS - REQUEST_FIELDS
 
 
+def test_one_stop_is_a_list_of_one() -> None:
+    """As OpenAI takes it: the same request, however it is said."""
+    assert job(stop="END") == job(stop=["END"])
+
+
 def test_what_was_left_out_does_not_travel() -> None:
     """The payload holds what was said, JSON-ready."""
     made = job(stop=["a"], timeout=5, id="x", deadline=60, metadata={"a": "b"})

@@ -346,11 +346,12 @@ async def test_a_server_that_does_not_stream() -> None:
     assert (answer.content, heard) == ("Hi", [Delta("Hi", "Hm")])
 
 
-async def test_a_server_that_leaves_its_stream_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the last event the answer is there; the connection is given up."""
-    monkeypatch.setattr(openai_stream, "LINGER", 0.01)
+@pytest.mark.parametrize(("end", "patience"), [(b"data: [DONE]\n\n", "LINGER"), (b"", "PATIENCE")])
+async def test_a_server_that_leaves_its_stream_open(monkeypatch: pytest.MonkeyPatch, end: bytes, patience: str) -> None:
+    """After the last event, or the last reason to finish, the answer is there; the connection is given up."""
+    monkeypatch.setattr(openai_stream, patience, 0.01)
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
-    events = b'data: {"choices": [{"delta": {"content": "Hi"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+    events = b'data: {"choices": [{"delta": {"content": "Hi"}, "finish_reason": "stop"}]}\n\n' + end
     closed = asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -29,6 +29,9 @@ from promptq.worker.providers.openai_answer import (
 LINGER: Final = 0.5
 """Seconds for a server to end the response after its last event: then the connection can take the next call."""
 
+PATIENCE: Final = 5.0
+"""Seconds for what may come after the last reason to finish, such as the usage: some servers end no stream."""
+
 _DONE: Final = b"[DONE]"
 
 
@@ -94,10 +97,11 @@ async def completion_in(pieces: AsyncIterator[bytes], hear: Hear) -> Completion:
                 for event in events.feed(got):
                     for delta in gathering.add(event):
                         hear(delta)
-                if gathering.is_done and patience.when() is None:
-                    patience.reschedule(asyncio.get_running_loop().time() + LINGER)
+                if gathering.is_whole:
+                    latest = asyncio.get_running_loop().time() + (LINGER if gathering.is_done else PATIENCE)
+                    patience.reschedule(min(latest, patience.when() or latest))
     except TimeoutError:
-        if not gathering.is_done:
+        if not gathering.is_whole:
             raise
     for delta in gathering.end():
         hear(delta)
@@ -130,6 +134,12 @@ class Gathering:
             if any(delta[:3]):
                 yield delta
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the answer is missing."""
+        has_finished = bool(self._choices) and all(choice.finish_reason for choice in self._choices.values())
+        return self.is_done or has_finished
+
     def _limit(self, size: int) -> None:
         self._size += size
         if self._size > LARGEST_ANSWER:
@@ -137,8 +147,7 @@ class Gathering:
 
     def end(self) -> Iterator[Delta]:
         """What was still open. Raises ProviderError if the stream was cut off."""
-        is_whole = self._choices and all(choice.finish_reason for choice in self._choices.values())
-        if not (self.is_done or is_whole):
+        if not self.is_whole:
             raise ProviderError(ErrorCode.UNAVAILABLE, "the stream ended before the answer did")
         for choice in self._choices.values():
             if calls := choice.calls_to_tell():
