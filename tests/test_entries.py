@@ -96,7 +96,7 @@ BAD: list[tuple[str, Any, dict[str, Any]]] = [
     ("presence_penalty", "Hello", {"presence_penalty": 2.5}),
     ("reasoning_effort", "Hello", {"reasoning_effort": "extreme"}),
     ("seed", "Hello", {"seed": 2**31}),
-    ("stop", "Hello", {"stop": "word"}),
+    ("stop.0", "Hello", {"stop": ""}),
     ("stop.1", "Hello", {"stop": ["a", ""]}),
     ("user", "Hello", {"user": "a\nb"}),
     ("timeout", "Hello", {"timeout": 0}),
