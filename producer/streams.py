@@ -106,8 +106,9 @@ def _command(call: _Together) -> Sequence[Any]:
     return ("XREAD", "COUNT", AT_ONCE, "STREAMS", *call, *(alike[0].after for alike in call.values()))
 
 
-def _answer(call: _Together, reply: Sequence[Any] | None) -> None:
-    found = {key.decode(): entries for key, entries in reply or ()}
+def _answer(call: _Together, reply: Sequence[Any] | dict[bytes, Any] | None) -> None:
+    by_stream = reply.items() if isinstance(reply, dict) else reply or ()  # as fakeredis answers a new redis-py
+    found = {key.decode(): entries for key, entries in by_stream}
     for key, alike in call.items():
         entries = [
             Entry(Place.of(entry_id), dict(zip(fields[::2], fields[1::2], strict=True)))
