@@ -260,6 +260,17 @@ async def test_a_bug_in_a_provider_is_a_failed_attempt_and_tells_no_prompt(log: 
     assert PROMPT not in rendered(log)
 
 
+async def test_an_answer_that_is_no_text_fails_and_is_paid() -> None:
+    """Half a character, which JSON cannot hold: it must not run again for ever."""
+
+    async def half() -> Answer:
+        return ANSWER._replace(content="\ud83d")
+
+    settlement = await settled(half)
+    assert (settlement.kind, settlement.reason) == ("failed", "provider_error")
+    assert attempt_of(settlement).usage == ANSWER.usage
+
+
 async def test_content_is_logged_only_if_asked_for(log: LogCapture) -> None:
     """PROMPTQ_LOG_CONTENT=1 logs the answer; without it neither prompt nor answer is logged."""
     await settled(answer)

@@ -166,7 +166,7 @@ async def test_who_does_not_hold_the_job_tells_nothing(told: Told, monkeypatch: 
     told.say(run, "one ")
     await wait_until(lambda: len(told.calls) == 1)
     told.say(run, "two ")
-    await asyncio.sleep(0.05)
+    await wait_until(lambda: told.teller._timer is None and told.teller._flushing is None)
     assert await told.batches("a") == []
     assert len(told.calls) == 1
 
@@ -225,3 +225,13 @@ async def test_one_call_at_a_time(told: Told, monkeypatch: pytest.MonkeyPatch) -
     assert calls == 1
     await told.teller.aclose()
     assert calls == 0
+
+
+async def test_what_is_no_text_stops_nobody(told: Told) -> None:
+    """A provider's bug: half a character. Its answer fails by itself; the streams of all others go on."""
+    (_, broken), (_, sound) = await told.start("a", "b")
+    told.say(broken, "\ud83d")
+    told.say(sound, "one ")
+    await wait_until(lambda: told.batches("b"))
+    assert told.teller.end(broken) == (f"{broken.token}/1", 0)
+    assert await told.batches("a") == []

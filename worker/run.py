@@ -96,7 +96,12 @@ class Runner:
         else:
             outcome = admitted
         self._log(run, outcome, call)
-        return self.clerk.settlement(run.job, run.token, outcome, call)
+        try:
+            return self.clerk.settlement(run.job, run.token, outcome, call)
+        except InvalidPayload as unwritable:  # a provider's bug: half a character, which no result can hold
+            log.error("provider.bug", job_id=run.job.id, error=type(unwritable).__name__)  # noqa: TRY400 - its text may quote the answer
+            error = JobError(code=ErrorCode.PROVIDER_ERROR, message="the answer cannot be written as JSON")
+            return self.clerk.settlement(run.job, run.token, Failed(error), call)
 
     def _admit(self, run: Run) -> PromptJob | Outcome:
         """Decode and check again: Redis is a border, and time has passed."""

@@ -1,9 +1,10 @@
 """The streams of the answers that are being written in this process: what run.py hears, Redis is told every 20 ms.
 
-Touches Redis by the tell script alone. What is lost here, a reader makes up for from the result (events.py).
+Touches Redis by the tell script alone. What is lost here, a reader makes up for from the result (listening.py).
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +13,7 @@ from redis.exceptions import RedisError
 
 from promptq.producer import codec, scripts
 from promptq.producer.connection import OUTAGE
+from promptq.producer.errors import InvalidPayload
 from promptq.producer.records import Settlement, Telling
 from promptq.worker.providers.base import Delta
 
@@ -148,11 +150,12 @@ class _Story:
         return bool(self.pieces or self.batches or self.takes_back) and not is_resting
 
     def cut(self) -> None:
-        """Make a batch of what was heard since the last one."""
-        if self.pieces:
-            self.batches.append(_batch(self.pieces))
-            self._before += self.pieces
-            self.pieces = []
+        """Make a batch of what was heard since the last one. What is no text is left out: its answer fails (run.py)."""
+        pieces, self.pieces = self.pieces, []
+        if pieces:
+            with contextlib.suppress(InvalidPayload):
+                self.batches.append(_batch(pieces))
+                self._before += pieces
 
     def next_telling(self) -> Telling:
         """What is not acknowledged; sent again it does no harm."""
